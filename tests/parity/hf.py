@@ -1,0 +1,88 @@
+"""Small random models of transformers, and what they compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import AutoModelForImageTextToText, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+
+def text_config(**changes: Any) -> dict[str, Any]:
+    """A text_config with pairwise different dimensions, none a multiple of 8."""
+    return {
+        "hidden_size": 44,
+        "intermediate_size": 76,
+        "vocab_size": 211,
+        "num_hidden_layers": 4,
+        "layer_types": [
+            "linear_attention",
+            "linear_attention",
+            "linear_attention",
+            "full_attention",
+        ],
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 11,
+        "linear_value_head_dim": 21,
+        "linear_conv_kernel_dim": 4,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [3, 2, 1],
+            "mrope_interleaved": True,
+        },
+    } | changes
+
+
+def random_weights(model: torch.nn.Module, seed: int) -> None:
+    """Weights that keep activations near 1 and gates away from their ends; norms away from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim == 1:
+                p.copy_(noise if "A_log" in name else p + 0.3 * noise)
+            else:
+                p.copy_(noise * (0.3 if "conv1d" in name else 0.7 / p.shape[-1] ** 0.5))
+
+
+def text_model(config: dict[str, Any], seed: int) -> Qwen3_5ForCausalLM:
+    """A model that was never a file, float32."""
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**config)).eval()
+    random_weights(model, seed)
+    return model
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
+    """The state of a text model under checkpoint names."""
+    state = {n: p.numpy() for n, p in model.state_dict().items()}
+    return {
+        "model.language_model." + n.removeprefix("model.") if n.startswith("model.") else n: p
+        for n, p in state.items()
+    }
+
+
+def from_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A checkpoint folder as transformers loads it."""
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+
+
+@torch.no_grad()
+def logits(
+    model: torch.nn.Module, ids: ArrayLike, position_ids: ArrayLike | None = None
+) -> NDArray[np.float32]:
+    """[T, V] float32 after each of ids [T]; position_ids [3, T]."""
+    at = None if position_ids is None else torch.tensor(np.asarray(position_ids))[:, None]
+    out = model(input_ids=torch.tensor(np.asarray(ids, dtype=np.int64))[None], position_ids=at)
+    return out.logits[0].float().numpy()
