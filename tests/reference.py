@@ -79,7 +79,7 @@ class Dims:
             Dv=t["linear_value_head_dim"],
             K=t["linear_conv_kernel_dim"],
             eps=t["rms_norm_eps"],
-            tied=t.get("tie_word_embeddings", config.get("tie_word_embeddings", False)),
+            tied=config.get("tie_word_embeddings", t.get("tie_word_embeddings", False)),
             layer_types=tuple(t["layer_types"]),
             mrope_section=tuple(rope.get("mrope_section", (11, 11, 10))),
             inv_freq=inv_freq,

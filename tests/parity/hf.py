@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers import AutoModelForImageTextToText, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 
 def text_config(**changes: Any) -> dict[str, Any]:
@@ -73,9 +73,17 @@ def tensors_of(model: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def from_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A checkpoint folder as transformers loads it."""
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+def from_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Qwen3_5ForCausalLM:
+    """The text model of a checkpoint folder, as transformers loads it; a missing or unexpected tensor is an error."""
+    model, info = Qwen3_5ForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    wrong = {
+        k: v
+        for k, v in info.items()
+        if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if wrong:
+        raise ValueError(f"{folder}: transformers reports {wrong}")
+    return model.eval()
 
 
 @torch.no_grad()
@@ -86,3 +94,27 @@ def logits(
     at = None if position_ids is None else torch.tensor(np.asarray(position_ids))[:, None]
     out = model(input_ids=torch.tensor(np.asarray(ids, dtype=np.int64))[None], position_ids=at)
     return out.logits[0].float().numpy()
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, ids: ArrayLike, n: int) -> list[int]:
+    """The n most likely next tokens, one by one through transformers' cache; no token stops it."""
+    fed, cache, out = torch.tensor(np.asarray(ids, dtype=np.int64))[None], None, []
+    for _ in range(n):
+        answer = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = answer.past_key_values
+        fed = answer.logits[:, -1].argmax(-1, keepdim=True)
+        out.append(int(fed))
+    return out
+
+
+def mean_kl(exact: NDArray[Any], other: NDArray[Any]) -> float:
+    """Mean over tokens of KL(softmax(exact) || softmax(other)) in nats, float64; both [T, V]."""
+
+    def log_softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+        x = x.astype(np.float64)
+        x = x - x.max(axis=-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+    p, q = log_softmax(exact), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
