@@ -1,0 +1,376 @@
+"""A running answer: native tokens in, Tokens with text and kind out. One stream holds one session until it ends.
+
+first next(): a session from the pool -> back to the longest usable prefix -> the rest of the prompt -> tokens.
+Whatever ends it (stop, length, cancel, interrupt, close), the session goes back and what was said is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answer import Answer, ThinkingBudget
+from .errors import BusyError
+from .progress import prefill_progress
+from .request import Request
+from .results import FinishReason, Generation, Timings, Token, ToolCall, Usage
+from .session import Session, shifted
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from . import _core
+    from .model import Model
+
+__all__ = ["Generation", "Timings", "Token", "TokenStream", "ToolCall", "Usage"]
+
+
+class TokenStream:
+    """An answer as it is decoded: an iterator of Token. `result()` takes what is left and returns the whole.
+
+    Nothing runs before the first token is asked for. Leaving a `with` block cancels what is still running.
+    """
+
+    def __init__(self, model: Model, request: Request) -> None:
+        self._model = model
+        self._request = request
+        kind = "reasoning" if request.prompt.from_messages and request.prompt.thinking else "text"
+        sampling = request.sampling
+        self._answer = Answer(
+            request.make_parser(),
+            _stop_strings(sampling.stop),
+            min_tokens=sampling.min_tokens,
+            kind=kind,
+        )
+        self._budget = _budget(model, request)
+        self._ready: deque[Token] = deque()
+        self._busy = threading.Lock()
+        self._reader: int | None = None  # the thread inside _advance()
+        self._cancelled = False
+        self._session: Session | None = None
+        self._native: _core.NativeStream | None = None
+        self._decoded = 0
+        self._cached = 0
+        self._clock = _Clock()
+        self._reason: FinishReason | None = None
+        self._stop_reason: str | int | None = None
+        self._error: BaseException | None = None
+        self._result: Generation | None = None
+        self._pid = os.getpid()
+
+    # Reading it
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        if not self._ready and self._reason is None:
+            self._advance()
+        if self._ready:
+            return self._ready.popleft()
+        raise StopIteration
+
+    def result(self) -> Generation:
+        """The whole answer, after taking what is left of it; what there was when it was cancelled or interrupted."""
+        while self._reason is None:
+            self._ready.clear()
+            self._advance()
+        self._ready.clear()
+        if self._error is not None:
+            raise self._error
+        return self._generation()
+
+    def cancel(self) -> None:
+        """End the answer from any thread, at once even inside a long prompt; `finish_reason` becomes "cancelled"."""
+        self._cancelled = True
+        native = self._native
+        if native is not None and os.getpid() == self._pid:
+            native.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shut()
+
+    # Asynchronously: each step runs in a thread, cancelling the task cancels the answer
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        step = asyncio.get_running_loop().run_in_executor(None, next, self, None)
+        try:
+            token = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self.cancel()
+            step.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self._shut)
+
+    # What it looks like
+
+    def __repr__(self) -> str:
+        said = len(self._answer.tokens)
+        state = self._reason or ("running" if self._session is not None else "not started")
+        return f"<qwen35.TokenStream {state}, {said} token{'s' * (said != 1)}: {self._answer.text('text')!r:.200}>"
+
+    def _repr_html_(self) -> str:
+        from .notebook import stream_html
+
+        return stream_html(self, self._generation())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TokenStream cannot be pickled or copied; take its result()")
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None) is not None and os.getpid() == self._pid:
+            self._shut()
+
+    # How it runs
+
+    def _advance(self) -> None:
+        """Decode until a token can be shown or the answer is over."""
+        self._model._check_process()
+        if not self._busy.acquire(blocking=False):
+            raise BusyError(
+                "another thread is reading this stream; read it from one thread, cancel() it from any"
+            )
+        self._reader = threading.get_ident()
+        try:
+            with self._model._running():
+                while not self._ready and self._reason is None:
+                    self._step()
+        except _Cancelled:
+            self._finish("cancelled")
+        except (KeyboardInterrupt, SystemExit):
+            self._finish("cancelled")
+            raise
+        except BaseException as error:
+            if self._session is not None:  # its timeline may be half written: do not use it again
+                self._session.close()
+            self._error = error
+            self._finish("cancelled")
+            raise
+        finally:
+            self._reader = None
+            self._busy.release()
+        if self._reason == "length":
+            self._warn_if_empty()
+
+    def _step(self) -> None:
+        """One native token, the first one after the prompt."""
+        if self._cancelled:
+            raise _Cancelled
+        first = self._native is None
+        native = self._start() if self._native is None else self._native
+        try:
+            token_id, logprob, top = next(native)
+        except StopIteration:
+            self._finish("cancelled" if native.finish_reason == "cancelled" else "length")
+            return
+        if first:
+            self._begin()
+        self._take(Token(token_id, "", "text", logprob, [] if top is None else list(top)))
+
+    def _start(self) -> _core.NativeStream:
+        """Take a session, bring it to the last split of the prompt, and open the native stream for the rest."""
+        self._clock.start()
+        request, ids = self._request, self._request.prompt.ids
+        session, branch = self._model._pool.take(ids)
+        self._session = session
+        self._cached = session._rewind(ids)
+        core = session._open()
+        progress, self._clock.bar_close = prefill_progress(self._model._progress)
+        for end in session._splits(ids, start=self._cached, branch=branch):
+            self._prefill(
+                core, ids[core.position : end], shifted(progress, core.position, len(ids))
+            )
+            session._mark()
+        native = core.generate(
+            ids[core.position :],
+            max_tokens=request.max_tokens,
+            stop_token_ids=sorted(request.stop_token_ids),
+            progress=shifted(progress, core.position, len(ids)),
+            **request.native,
+        )
+        self._watch(native)
+        self._force_thinking_end(native)
+        return native
+
+    def _prefill(self, core: _core.Session, ids: NDArray[np.int32], progress: Any) -> None:
+        """Append part of the prompt through a stream, which unlike a plain prefill can be cancelled inside a layer."""
+        native = core.generate(ids, max_tokens=1, progress=progress)
+        self._watch(native)
+        for _ in native:
+            pass
+        self._clock.add(native.timings, decode=False)
+        self._native = None
+        if native.finish_reason == "cancelled":
+            raise _Cancelled
+
+    def _watch(self, native: _core.NativeStream) -> None:
+        """Make `native` the one that cancel() reaches; it may have been called a moment ago."""
+        self._native = native
+        if self._cancelled:
+            native.cancel()
+
+    def _begin(self) -> None:
+        """The prompt is in the session and the first token is there."""
+        self._clock.first_token()
+        if self._session is not None:
+            self._session._mark()
+
+    def _take(self, token: Token) -> None:
+        """Record one token, and end the answer where it or what it completes is the end."""
+        self._decoded += 1
+        if token.id in self._request.stop_token_ids:
+            self._stop_reason = token.id
+            self._ready.extend(self._answer.end(token))
+            self._finish("stop")
+            return
+        last = self._decoded >= self._request.max_tokens
+        self._ready.extend(self._answer.push(token, last=last))
+        if self._answer.stop_string is not None:
+            self._stop_reason = self._answer.stop_string
+            self._finish("stop")
+        elif last:
+            self._finish("length")
+        elif self._budget is not None and self._native is not None:
+            self._budget.push(token.id)
+            self._force_thinking_end(self._native)
+
+    def _force_thinking_end(self, native: _core.NativeStream) -> None:
+        if self._budget is not None and self._budget.used_up:
+            native.force(self._request.thinking_end)
+            self._budget.closed()
+
+    # How it ends
+
+    def _finish(self, reason: FinishReason) -> None:
+        """Give the session back and settle the result. The first call decides."""
+        if self._reason is not None:
+            return
+        native, self._native = self._native, None
+        if native is not None:
+            native.cancel()
+            self._clock.add(native.timings, decode=True)
+        self._clock.bar_close()
+        self._ready.extend(self._answer.end())
+        self._reason = "tool_calls" if reason == "stop" and self._answer.tool_calls else reason
+        session, self._session = self._session, None
+        del native  # lets go of the session
+        if session is not None and session._core is not None:
+            self._model._pool.give_back(session)
+        self._result = self._generation()
+        self._model._finished(self)
+
+    def _warn_if_empty(self) -> None:
+        """Say why there is no answer when all of max_tokens was thought away."""
+        result = self._generation()
+        if result.usage.reasoning_tokens and not result.text and not result.tool_calls:
+            warnings.warn(
+                f"the answer is empty: all {result.usage.completion_tokens} tokens went to reasoning; raise max_tokens, "
+                "set thinking_budget, or pass enable_thinking=False",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _shut(self) -> None:
+        """Cancel and wait until no other thread is inside."""
+        self.cancel()
+        if (
+            self._reader == threading.get_ident()
+        ):  # called from within, by a callback: it ends at the next poll
+            return
+        with self._busy:
+            self._finish("cancelled")
+
+    def _generation(self) -> Generation:
+        """The answer as far as it is known."""
+        if self._result is not None:
+            return self._result
+        answer = self._answer
+        tokens = list(answer.tokens)
+        return Generation(
+            text=answer.text("text"),
+            reasoning=answer.text("reasoning"),
+            tool_calls=answer.tool_calls,
+            token_ids=[token.id for token in tokens],
+            finish_reason=self._reason or "cancelled",
+            stop_reason=self._stop_reason,
+            usage=Usage(
+                prompt_tokens=len(self._request.prompt.ids),
+                cached_tokens=self._cached,
+                completion_tokens=len(tokens),
+                reasoning_tokens=sum(token.kind == "reasoning" for token in tokens),
+            ),
+            timings=self._clock.timings(),
+            tokens=tokens,
+        )
+
+
+class _Cancelled(Exception):
+    """cancel() was called before or within the prompt."""
+
+
+class _Clock:
+    """Adds up the native streams of one answer."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._ttft_s = 0.0
+        self._sums = {"prompt_tokens": 0.0, "prefill_s": 0.0, "decode_tokens": 0.0, "decode_s": 0.0}
+        self.bar_close: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def first_token(self) -> None:
+        self._ttft_s = time.perf_counter() - self._started
+        self.bar_close()
+
+    def add(self, timings: dict[str, float], *, decode: bool) -> None:
+        for name in self._sums:
+            if decode or not name.startswith("decode"):
+                self._sums[name] += timings.get(name, 0.0)
+
+    def timings(self) -> Timings:
+        return Timings(
+            prefill_s=self._sums["prefill_s"],
+            decode_s=self._sums["decode_s"],
+            ttft_s=self._ttft_s,
+            prefill_tokens=int(self._sums["prompt_tokens"]),
+            decode_tokens=int(self._sums["decode_tokens"]),
+        )
+
+
+def _stop_strings(stop: str | list[str] | tuple[str, ...] | None) -> list[str]:
+    return [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+
+
+def _budget(model: Model, request: Request) -> ThinkingBudget | None:
+    opening, closing = model.tokenizer.token_id("<think>"), model.tokenizer.token_id("</think>")
+    if request.thinking_budget is None or opening is None or closing is None:
+        return None
+    return ThinkingBudget(
+        request.thinking_budget, opening=opening, closing=closing, thinking=request.prompt.thinking
+    )

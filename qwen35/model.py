@@ -1,0 +1,346 @@
+"""The model as its users see it: prompts in, streams, logits and scores out. Policy only; `_core` computes.
+
+text, ids or messages -> Prompt -> Request (defaults, limits, stop ids) -> TokenStream. Immutable and shared by threads:
+every request runs on a session of its own, taken from a small pool that keeps the past of earlier ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ClosedError, MediaError
+from .generation import TokenStream
+from .lifecycle import Gate
+from .pool import SessionPool
+from .progress import Progress
+from .prompt import Prompt, Prompts, check_fits, check_text, is_messages
+from .request import check_fields, eos_ids, make_request
+from .results import Generation, Score
+from .session import Session
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from . import _core
+    from .config import Config
+    from .loading import Checkpoint
+    from .sampling import SamplingParams
+    from .tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+PromptLike = str | Sequence[int] | NDArray[np.integer[Any]] | Prompt
+DEFAULT_CONTEXT = 32_768
+
+
+class Model:
+    """A loaded model, made by `qwen35.load`. Shared freely between threads; `close()` or a `with` block frees it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        core: _core.Model,
+        tokenizer: Tokenizer,
+        *,
+        context: int | None = None,
+        dtype: str = "auto",
+        kv_dtype: str = "float16",
+        progress: Progress = None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._core: _core.Model | None = core
+        self._progress: Progress = progress
+        self._gate = Gate(checkpoint.name)
+        self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._pool = SessionPool(self._new_session)
+        self._last: Generation | None = None
+        self.name: str = checkpoint.name
+        self.config: Config = checkpoint.config
+        self.tokenizer: Tokenizer = tokenizer
+        self.dtype = dtype
+        self.kv_dtype = kv_dtype
+        self.threads: int = core.threads
+        self.context: int = context or min(DEFAULT_CONTEXT, self.config.context_limit)
+        self._prompts = Prompts(checkpoint, tokenizer, context=self.context)
+        self._eos_ids = eos_ids(checkpoint, tokenizer)
+
+    # Answers
+
+    def generate(
+        self,
+        prompt: PromptLike,
+        *,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        sampling: SamplingParams | None = None,
+        **fields: Any,
+    ) -> TokenStream:
+        """Continue `prompt`: text, token ids, or a Prompt. `fields` are those of SamplingParams (max_tokens=100, ...).
+
+        Special tokens spelt out in a text stay plain text; ids are taken as given. All of the answer is text, except
+        that a Prompt made from messages is answered as `chat` would.
+        ValueError for bad ids or sampling fields, ContextLengthError for a prompt that does not fit.
+        """
+        check_fields(fields, self.generate)
+        self._prompts.refuse_media(images, videos)
+        self._gate.check()
+        return self._stream(self._prompts.make(prompt, where="prompt"), sampling, fields)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        thinking_budget: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        sampling: SamplingParams | None = None,
+        **fields: Any,
+    ) -> TokenStream:
+        """Answer `messages` (OpenAI's form; a str is one user message), split into reasoning, text and tool calls.
+
+        enable_thinking: None leaves it to the checkpoint's template. thinking_budget: so many tokens of reasoning at
+        most, then the answer is asked for. `fields` are those of SamplingParams. tools: OpenAI's function schemas.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        check_fields(fields, self.chat)
+        self._gate.check()
+        prompt = self._prompts.from_messages(messages, tools, enable_thinking, chat_template_kwargs)
+        return self._stream(prompt, sampling, fields, thinking_budget=thinking_budget)
+
+    def prompt(
+        self,
+        messages_or_text: PromptLike | Sequence[Message],
+        *,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The tokens that `chat` (for messages) or `generate` (for text or ids) would send to the model."""
+        self._prompts.refuse_media(images, videos)
+        self._gate.check()
+        if is_messages(messages_or_text):
+            return self._prompts.from_messages(
+                messages_or_text, tools, enable_thinking, chat_template_kwargs
+            )
+        if tools is not None or enable_thinking is not None or chat_template_kwargs is not None:
+            raise ValueError(
+                "tools, enable_thinking and chat_template_kwargs go with messages, not with text or ids"
+            )
+        return self._prompts.make(messages_or_text, where="messages_or_text")
+
+    # Numbers
+
+    def logits(
+        self,
+        prompt: PromptLike,
+        *,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        last_only: bool = False,
+    ) -> NDArray[np.float32]:
+        """Logits after every token of the prompt, float32 [T, V]; with last_only after the last, float32 [1, V]."""
+        self._prompts.refuse_media(images, videos)
+        with self._running():
+            ids = self._prompts.numeric(prompt, where="prompt").ids
+            check_fits(len(ids), context=self.context, room=0)
+            core = self._core_session(len(ids))
+            if not last_only:
+                return core.logits_all(ids)
+            core.prefill(ids)
+            return np.array(core.logits, dtype=np.float32)[np.newaxis]
+
+    def score(
+        self, prompt: PromptLike, continuations: Sequence[str | Sequence[int]]
+    ) -> list[Score]:
+        """How likely each continuation of `prompt` is. The prompt is read once for all of them.
+
+        A str continuation is tokenized by itself, special tokens off: its leading space belongs to it.
+        """
+        if isinstance(continuations, str | bytes):
+            raise TypeError(
+                "continuations must be a list of texts or id sequences, got one text; put it in a list"
+            )
+        with self._running():
+            ids = self._prompts.numeric(prompt, where="prompt").ids
+            wanted = [
+                self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
+                for index, continuation in enumerate(continuations)
+            ]
+            check_fits(len(ids), context=self.context, room=max(map(len, wanted), default=0))
+            session, _ = self._pool.take(ids)
+            session.sync(ids)
+            start = session.snapshot()
+            scores = []
+            for continuation in wanted:
+                scores.append(_score(session, continuation))
+                session.restore(start)
+            self._pool.give_back(session)
+            return scores
+
+    def embed_image(self, image: Any) -> NDArray[np.float32]:
+        """Embeddings of an image, float32 [n, D]. This version reads text only and says so."""
+        self._prompts.refuse_media([image], [])
+        raise MediaError("embed_image() got no image")
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text. special: spelt-out special tokens such as <|im_end|> become their ids."""
+        if not isinstance(text, str):
+            raise TypeError(f"tokenize() takes a str, got {type(text).__name__}")
+        return self.tokenizer.encode(check_text(text, where="text"), special=special)
+
+    def detokenize(self, ids: ArrayLike, *, skip_special: bool = False) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special=skip_special)
+
+    # What it holds
+
+    @property
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """The checkpoint's tensors by name: read-only views of the file, bf16 as ml_dtypes.bfloat16."""
+        self._gate.check()
+        return self._checkpoint.tensors
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the checkpoint."""
+        return sum(
+            int(np.prod(tensor.shape, dtype=np.int64))
+            for tensor in self._checkpoint.tensors.values()
+        )
+
+    @property
+    def last(self) -> Generation | None:
+        """The answer that ended last, whole or cut off: what an interrupted notebook cell had come to."""
+        return self._last
+
+    def memory(self, *, context: int | None = None) -> dict[str, int]:
+        """Bytes: weights, kv (one session at `context` tokens, default the model's), state (its recurrent state),
+        scratch, and their total."""
+        self._gate.check()
+        native = self._native().memory()
+        tokens = self.context if context is None else context
+        parts = {
+            "weights": native["weights"] + native.get("owned", 0),
+            "kv": native["kv_per_token"] * tokens,
+            "state": native["state"],
+            "scratch": native["scratch"],
+        }
+        return {**parts, "total": sum(parts.values())}
+
+    # Its life
+
+    def session(self, *, context: int | None = None) -> Session:
+        """A timeline of its own, for `sync`, `snapshot`, `fork` and `save`. context: tokens it can hold."""
+        with self._running():
+            return self._new_session(context)
+
+    def close(self) -> None:
+        """Free everything. Running answers end "cancelled", and are waited for. May be called again."""
+        self._gate.check_process()
+        self._gate.shut()
+        streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+        self._gate.wait_until_empty()
+        for stream in streams:
+            stream._shut()
+        self._pool.close()
+        for session in list(self._sessions):
+            session.close()
+        self._core = None
+        self._checkpoint.close()
+
+    def __enter__(self) -> Self:
+        self._gate.check()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._gate.closed:
+            return f"<qwen35.Model {self.name!r} closed>"
+        text = self.config.text
+        return (
+            f"<qwen35.Model {self.name!r}: {self.parameters:,} parameters, {len(text.layer_types)} layers, {self.dtype}, "
+            f"{self.threads} threads, context {self.context:,}, {self.memory()['total'] / 2**20:,.0f} MiB>"
+        )
+
+    def _repr_html_(self) -> str:
+        from .notebook import model_html
+
+        return model_html(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model cannot be pickled or copied; share it between threads, or load it in each process"
+        )
+
+    # What streams and sessions need of it
+
+    def _running(self) -> Gate:
+        return self._gate
+
+    def _check_process(self) -> None:
+        self._gate.check_process()
+
+    def _core_session(self, context: int) -> _core.Session:
+        self._gate.check()
+        return self._native().session(context)
+
+    def _native(self) -> _core.Model:
+        if self._core is None:
+            raise ClosedError(f"the model {self.name!r} was closed; load it again")
+        return self._core
+
+    def _new_session(self, context: int | None = None) -> Session:
+        return self._adopt(self._core_session(self.context if context is None else context))
+
+    def _adopt(self, core: _core.Session) -> Session:
+        session = Session(self, core)
+        self._sessions.add(session)
+        return session
+
+    def _finished(self, stream: TokenStream) -> None:
+        self._last = stream._generation()
+
+    def _fingerprint(self) -> str:
+        """What a saved session must match: shapes and a sample of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self._checkpoint.tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            if tensor.ndim == 1:
+                digest.update(tensor.tobytes())
+        return digest.hexdigest()
+
+    def _stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None,
+        fields: dict[str, Any],
+        *,
+        thinking_budget: int | None = None,
+    ) -> TokenStream:
+        request = make_request(self, prompt, sampling, fields, thinking_budget=thinking_budget)
+        stream = TokenStream(self, request)
+        self._streams.add(stream)
+        return stream
+
+
+def _score(session: Session, ids: NDArray[np.int32]) -> Score:
+    logprobs, best = session._open().score(ids)
+    return Score(
+        float(np.sum(logprobs, dtype=np.float64)),
+        logprobs.tolist(),
+        bool(np.array_equal(best, ids)),
+    )

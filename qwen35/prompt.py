@@ -1,0 +1,247 @@
+"""Prompts: what a user hands over (text, ids, messages) -> checked token ids. Runs nothing; media are read elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ContextLengthError, MediaError, TemplateError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+    from .loading import Checkpoint
+    from .tokenizer import Tokenizer
+
+LONGEST_TOKEN_BYTES = (
+    512  # no vocabulary of the family has a longer one; bounds the tokens of a text from below
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A tokenized prompt, made by `Model.prompt`.
+
+    ids: int32 [T]. position_ids: int32 [3, T] (time, height, width; all equal for text). text: what was tokenized.
+    images, videos: empty, this version reads text only. from_messages: rendered by the chat template, so the answer is
+    split into reasoning, text and tool calls. thinking: the prompt ends inside an open <think>.
+    """
+
+    ids: NDArray[np.int32]
+    text: str | None = None
+    images: list[Any] = field(default_factory=list)
+    videos: list[Any] = field(default_factory=list)
+    from_messages: bool = False
+    thinking: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def position_ids(self) -> NDArray[np.int32]:
+        """[3, T] int32."""
+        return np.tile(np.arange(len(self.ids), dtype=np.int32), (3, 1))
+
+    def _repr_html_(self) -> str:
+        from .notebook import prompt_html
+
+        return prompt_html(self)
+
+
+class Prompts:
+    """Makes the prompts of one model. Immutable but for the chat template, which is compiled when first used."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, *, context: int) -> None:
+        self._name = checkpoint.name
+        self._config = checkpoint.config
+        self._source = checkpoint.chat_template
+        self._tokenizer = tokenizer
+        self._context = context
+        self._template: ChatTemplate | None = None
+        self._message_id = tokenizer.token_id("<|im_start|>")
+
+    def make(self, prompt: Any, *, where: str) -> Prompt:
+        """Text, ids or a Prompt -> Prompt. Ids must be entries of the tokenizer."""
+        size = min(self._tokenizer.vocab_size, self._config.text.vocab_size)
+        return self._make(prompt, vocab_size=size, where=where)
+
+    def numeric(self, prompt: Any, *, where: str) -> Prompt:
+        """The same where only numbers come out: the padding rows of the embedding are allowed too."""
+        return self._make(prompt, vocab_size=self._config.text.vocab_size, where=where)
+
+    def _make(self, prompt: Any, *, vocab_size: int, where: str) -> Prompt:
+        if isinstance(prompt, Prompt):
+            return prompt
+        if isinstance(prompt, str):
+            ids = encode_text(self._tokenizer, prompt, context=self._context, where=where)
+            return Prompt(ids, prompt, tokenizer=self._tokenizer)
+        if is_messages(prompt):
+            raise TypeError(
+                f"{where}: these look like chat messages; use model.chat() or model.prompt() for them"
+            )
+        ids = check_ids(prompt, vocab_size=vocab_size, where=where)
+        return Prompt(ids, tokenizer=self._tokenizer)
+
+    def from_messages(
+        self,
+        messages: Any,
+        tools: Sequence[Mapping[str, Any]] | None,
+        enable_thinking: bool | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> Prompt:
+        """OpenAI messages -> Prompt, through the checkpoint's chat template."""
+        from .chat import encode_chat
+
+        text, ids = encode_chat(
+            self._tokenizer,
+            self.template(),
+            messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            kwargs=kwargs,
+        )
+        array = np.array(ids, dtype=np.int32)
+        return Prompt(
+            array,
+            text,
+            from_messages=True,
+            thinking=ends_thinking(self._tokenizer, array),
+            tools=tools,
+            tokenizer=self._tokenizer,
+        )
+
+    def template(self) -> ChatTemplate:
+        """The checkpoint's own template; TemplateError when it has none."""
+        if self._template is None:
+            from .chat import ChatTemplate
+
+            if self._source is None:
+                raise TemplateError(
+                    f"{self._name}: the checkpoint has no chat template (chat_template.jinja, or chat_template in "
+                    "tokenizer_config.json); use generate() with a prompt written out"
+                )
+            self._template = ChatTemplate(self._source, where=self._name)
+        return self._template
+
+    def last_message_start(self, ids: NDArray[np.int32]) -> int:
+        """Index of the last <|im_start|>, 0 where there is none."""
+        return max(0, _last(ids, self._message_id)) if self._message_id is not None else 0
+
+    def refuse_media(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
+        """MediaError or UnsupportedModelError if there are any: this version reads text only."""
+        for name, media in (("images", images), ("videos", videos)):
+            if len(media) and self._config.vision is None:
+                raise UnsupportedModelError(
+                    f"{name}: the model {self._name!r} has no vision tower; use a model with one"
+                )
+            if len(media):
+                raise MediaError(
+                    f"{name}: this version of qwen35 reads text only; leave {name} out"
+                )
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a prompt is a list of chat messages."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def check_text(text: str, *, where: str) -> str:
+    """`text` if it has a UTF-8 form; ValueError names the place of a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: lone surrogate U+{ord(text[error.start]):04X} at position {error.start}; "
+            "text must be valid Unicode (open files with encoding='utf-8')"
+        ) from None
+    return text
+
+
+def check_ids(ids: Any, *, vocab_size: int, where: str) -> NDArray[np.int32]:
+    """Token ids as int32 [T]. TypeError for what is no sequence, ValueError with the index for what is no token id."""
+    if isinstance(ids, str | bytes | bytearray | Mapping) or not (
+        isinstance(ids, np.ndarray | Sequence) or hasattr(ids, "__array__")
+    ):
+        raise TypeError(
+            f"{where}: expected text or a sequence of token ids, got {type(ids).__name__}"
+        )
+    if isinstance(ids, Sequence):
+        ids = _integers(ids, where=where)
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise ValueError(f"{where}: token ids must have shape [T], got {list(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"{where} is empty; at least one token is needed")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{where}[0]: token ids must be integers, got an array of {array.dtype}")
+    bad = np.flatnonzero((array < 0) | (array >= vocab_size))
+    if bad.size:
+        index = int(bad[0])
+        raise ValueError(
+            f"{where}[{index}]: token id {int(array[index])} is outside the vocabulary (0 to {vocab_size - 1})"
+        )
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _integers(ids: Sequence[Any], *, where: str) -> NDArray[np.int64]:
+    """A sequence of Python or NumPy integers as int64 [T]."""
+    for index, value in enumerate(ids):
+        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_integer:
+            raise ValueError(
+                f"{where}[{index}]: token ids must be integers, got {value!r:.60} ({type(value).__name__})"
+            )
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{where}[{index}]: token id {int(value)} is outside the vocabulary")
+    return np.array(ids, dtype=np.int64)
+
+
+def encode_text(tokenizer: Tokenizer, text: str, *, context: int, where: str) -> NDArray[np.int32]:
+    """Plain text -> ids int32 [T]: special tokens spelt out in it stay plain text."""
+    check_text(text, where=where)
+    if not text:
+        raise ValueError(f"{where} is empty; at least one token is needed")
+    least = len(text) // LONGEST_TOKEN_BYTES
+    if least > context:
+        raise ContextLengthError(
+            f"{where}: {len(text):,} characters are more than {least:,} tokens and the context holds {context:,}; "
+            "shorten it, or load the model with a larger context="
+        )
+    return np.array(tokenizer.encode(text), dtype=np.int32)
+
+
+def ends_thinking(tokenizer: Tokenizer, ids: NDArray[np.int32]) -> bool:
+    """Whether the prompt ends inside a <think> that is still open in its last message."""
+    opening, closing = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    if opening is None:
+        return False
+    last = _last(ids, opening)
+    enders = (closing, tokenizer.token_id("<|im_start|>"))
+    return last >= 0 and all(_last(ids, other) < last for other in enders if other is not None)
+
+
+def _last(ids: NDArray[np.int32], token: int) -> int:
+    """Index of the last `token` in `ids`, -1 if there is none."""
+    places = np.flatnonzero(ids == token)
+    return int(places[-1]) if places.size else -1
+
+
+def check_fits(length: int, *, context: int, room: int) -> None:
+    """ContextLengthError unless `length` prompt tokens and `room` more fit `context`."""
+    if length + room > context:
+        answer = ", which leaves no room for an answer" if length <= context else ""
+        raise ContextLengthError(
+            f"the prompt has {length:,} tokens and the context holds {context:,}{answer}; shorten the prompt, "
+            f"or load the model with context={_suggest(length + room)}"
+        )
+
+
+def _suggest(tokens: int) -> int:
+    """The next multiple of 1,024 with some room above `tokens`."""
+    return (tokens // 1024 + 2) * 1024
