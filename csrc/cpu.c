@@ -1,0 +1,18 @@
+/* cpu.c: processor features, as the compiler's run-time library reads them (CPUID and XGETBV). */
+#include "cpu.h"
+
+#include <string.h>
+
+void q35_cpu_detect(q35_cpu *cpu) {
+    memset(cpu, 0, sizeof *cpu);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    cpu->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
+    cpu->avx512 = cpu->avx2 && __builtin_cpu_supports("avx512f") &&
+                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512dq");
+    cpu->avx512vnni = cpu->avx512 && __builtin_cpu_supports("avx512vnni");
+    cpu->avx512bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+}

@@ -1,0 +1,185 @@
+/* elementwise.inl: the kernels that are plain loops. Included once by each target, whose compiler flags decide how the
+ * loops become vector instructions. The includer defines NAME(op), the target's own name of a function.
+ *
+ * Sums run over 16 independent lanes, so that a compiler may vectorize them without being allowed to reorder. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define SUM_LANES 16
+
+static inline float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of degree 7
+   (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
+static inline float exp_f32(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
+    float t = x * 1.44269504f + magic;
+    float n = t - magic;
+    float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * bits_to_float((float_to_bits(t) << 23) + 0x3f800000u);
+}
+
+static inline float sum_lanes(const float *lane) {
+    float half[SUM_LANES / 2];
+    for (int j = 0; j < 8; j++) half[j] = lane[j] + lane[j + 8];
+    for (int j = 0; j < 4; j++) half[j] += half[j + 4];
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+static float sum_of_squares(const float *x, size_t n) {
+    float lane[SUM_LANES] = {0};
+    size_t i = 0;
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        for (size_t j = 0; j < SUM_LANES; j++) lane[j] += x[i + j] * x[i + j];
+    for (size_t j = 0; i + j < n; j++) lane[j] += x[i + j] * x[i + j];
+    return sum_lanes(lane);
+}
+
+static void NAME(rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n) {
+    float factor = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * scale[i];
+}
+
+static void NAME(l2_norm)(float *x, float scale, size_t n) {
+    float factor = scale / sqrtf(sum_of_squares(x, n) + 1e-6f);
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+}
+
+static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+}
+
+/* Channels in pieces that fit registers: the piece is summed over the taps before y, which may be a tap, is written. */
+static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw, size_t K,
+                            size_t n) {
+    enum { PIECE = 32 };
+    for (size_t c = 0; c < n; c += PIECE) {
+        float sum[PIECE] = {0};
+        size_t m = n - c < PIECE ? n - c : PIECE;
+        if (m == PIECE) {
+            for (size_t j = 0; j < K; j++)
+                for (size_t i = 0; i < PIECE; i++) sum[i] += w[j * ldw + c + i] * taps[j][c + i];
+            for (size_t i = 0; i < PIECE; i++) y[c + i] = sum[i] / (1.0f + exp_f32(-sum[i]));
+            continue;
+        }
+        for (size_t j = 0; j < K; j++)
+            for (size_t i = 0; i < m; i++) sum[i] += w[j * ldw + c + i] * taps[j][c + i];
+        for (size_t i = 0; i < m; i++) y[c + i] = sum[i] / (1.0f + exp_f32(-sum[i]));
+    }
+}
+
+static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
+    float top = m;
+    for (size_t i = 0; i < n; i++) top = s[i] > top ? s[i] : top;
+    float lane[SUM_LANES] = {0};
+    size_t i = 0;
+    for (; i + SUM_LANES <= n; i += SUM_LANES) {
+        for (size_t j = 0; j < SUM_LANES; j++) {
+            s[i + j] = exp_f32(s[i + j] - top);
+            lane[j] += s[i + j];
+        }
+    }
+    for (size_t j = 0; i + j < n; j++) {
+        s[i + j] = exp_f32(s[i + j] - top);
+        lane[j] += s[i + j];
+    }
+    *sum = sum_lanes(lane);
+    return top;
+}
+
+static void NAME(scale)(float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] *= a;
+}
+
+static void NAME(exp)(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = exp_f32(x[i]);
+}
+
+/* ---- storage types ---- */
+
+static void NAME(expand_f32)(float *y, const void *x, size_t n) { memcpy(y, x, n * sizeof *y); }
+
+static void NAME(narrow_f32)(void *y, const float *x, size_t n) { memcpy(y, x, n * sizeof *x); }
+
+static void NAME(expand_bf16)(float *y, const void *x, size_t n) {
+    const uint16_t *h = x;
+    for (size_t i = 0; i < n; i++) y[i] = bits_to_float((uint32_t)h[i] << 16);
+}
+
+static void NAME(narrow_bf16)(void *y, const float *x, size_t n) {
+    uint16_t *h = y;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = float_to_bits(x[i]);
+        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        int is_nan = (bits & 0x7fffffffu) > 0x7f800000u; /* rounding up would turn some NaN into infinity */
+        h[i] = (uint16_t)(is_nan ? (bits >> 16) | 0x40u : rounded);
+    }
+}
+
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+    if (magnitude >= 0x7c00u) /* infinity, NaN (made quiet, as the hardware does) */
+        return bits_to_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13 |
+                             (magnitude > 0x7c00u ? 0x400000u : 0u));
+    if (magnitude >= 0x400u) return bits_to_float(sign | ((magnitude << 13) + (112u << 23)));
+    /* subnormal: magnitude x 2^-24, exact */
+    return bits_to_float(sign | float_to_bits((float)magnitude * 5.9604644775390625e-8f));
+}
+
+static inline uint16_t float_to_half(float value) {
+    uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((bits >> 13) & 0x1ffu));
+    if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more */
+    if (bits < 0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded magnitude in the low bits */
+        float shifted = bits_to_float(bits) + 0.5f;
+        return (uint16_t)(sign | (float_to_bits(shifted) - 0x3f000000u));
+    }
+    bits += 0xfffu + ((bits >> 13) & 1u) - (112u << 23);
+    return (uint16_t)(sign | bits >> 13);
+}
+
+static void NAME(expand_f16)(float *y, const void *x, size_t n) {
+    const uint16_t *h = x;
+    for (size_t i = 0; i < n; i++) y[i] = half_to_float(h[i]);
+}
+
+static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
+    uint16_t *h = y;
+    for (size_t i = 0; i < n; i++) h[i] = float_to_half(x[i]);
+}
+
+/* The table's members that every target fills the same way. */
+#define ELEMENTWISE_MEMBERS                                                                         \
+    .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                              \
+    .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)},                              \
+    .rms_norm = NAME(rms_norm), .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul),               \
+    .sigmoid_mul = NAME(sigmoid_mul), .conv_silu = NAME(conv_silu),                                 \
+    .softmax_step = NAME(softmax_step), .scale = NAME(scale), .exp = NAME(exp)

@@ -1,0 +1,16 @@
+/* target.h: compile what stands between the two marks for an instruction set that the rest of the file, and the
+ * machine that builds it, need not have. Include every system header before TARGET_BEGIN. */
+#ifndef Q35_TARGET_H
+#define Q35_TARGET_H
+
+#define Q35_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define TARGET_BEGIN(features) \
+    Q35_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#define TARGET_BEGIN(features) _Pragma("GCC push_options") Q35_PRAGMA(GCC target(features))
+#define TARGET_END _Pragma("GCC pop_options")
+#endif
+
+#endif

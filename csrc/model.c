@@ -1,0 +1,148 @@
+/* model.c: forward() is the table of contents of the engine.
+ *
+ * ids -> embedding -> [norm -> deltanet | attention -> norm -> mlp] x L -> norm -> head
+ * The rest of the file makes and frees the model and keeps its idle scratch. It knows nothing of sessions. */
+#include "model.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "attention.h"
+#include "deltanet.h"
+#include "kernels/kernels.h"
+#include "linear.h"
+#include "mem.h"
+#include "mlp.h"
+#include "norm_rope.h"
+
+static void embed(const qwen35_model *model, float *x, const int32_t *ids, size_t T) {
+    const q35_matrix *table = &model->weights.embedding;
+    size_t row_bytes = table->cols * q35_dtype_bytes(table->dtype);
+    for (size_t t = 0; t < T; t++)
+        q35_kernel->expand[table->dtype](x + t * table->cols, (const char *)table->data + (size_t)ids[t] * row_bytes,
+                                         table->cols);
+}
+
+int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s, const int32_t *ids,
+                const int32_t *positions, size_t ldp, size_t T) {
+    const qwen35_geometry *g = &model->g;
+    embed(model, s->x, ids, T);
+    q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, ldp, cache->rope_next, T);
+    size_t n_full = 0, n_linear = 0;
+    for (size_t l = 0; l < g->L; l++) {
+        const q35_layer *layer = &model->weights.layers[l];
+        if (q35_norm_tokens(team, s->h, s->x, layer->input_norm, g->eps, T, g->D)) return 1;
+        if (layer->kind == QWEN35_FULL) {
+            if (q35_attention(team, g, layer, cache, n_full++, s, T)) return 1;
+        } else {
+            float *state = q35_cache_state(cache, n_linear), *tail = q35_cache_conv(cache, n_linear);
+            if (q35_deltanet(team, g, layer, state, tail, s, T)) return 1;
+            n_linear++;
+        }
+        if (q35_norm_tokens(team, s->h, s->x, layer->post_norm, g->eps, T, g->D)) return 1;
+        if (q35_mlp(team, g, layer, s, T)) return 1;
+    }
+    if (q35_norm_tokens(team, s->h, s->x, model->weights.final_norm, g->eps, T, g->D)) return 1;
+    cache->position += T;
+    if (!positions) cache->rope_next += (int32_t)T;
+    for (size_t i = 0; positions && i < 3; i++)
+        for (size_t t = 0; t < T; t++)
+            if (positions[i * ldp + t] >= cache->rope_next) cache->rope_next = positions[i * ldp + t] + 1;
+    return 0;
+}
+
+int q35_head(qwen35_model *model, q35_team *team, q35_scratch *s, float *logits, const float *h, size_t T) {
+    q35_product head = {&model->weights.head, logits, model->g.V};
+    return q35_linear(team, &head, 1, h, model->g.D, T, 0, s->panel);
+}
+
+q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status) {
+    pthread_mutex_lock(&model->lock);
+    q35_scratch *scratch = model->idle;
+    if (scratch) model->idle = scratch->next;
+    pthread_mutex_unlock(&model->lock);
+    return scratch ? scratch : q35_scratch_new(&model->g, model->threads, status);
+}
+
+void q35_scratch_give(qwen35_model *model, q35_scratch *scratch) {
+    pthread_mutex_lock(&model->lock);
+    scratch->next = model->idle;
+    model->idle = scratch;
+    pthread_mutex_unlock(&model->lock);
+}
+
+/* The relations that the loops rely on. config.py has told the user in the file's words before this is reached. */
+static int check_geometry(const qwen35_geometry *g, qwen35_status *status) {
+    if (!g->D || !g->F || !g->V || !g->L || !g->Hq || !g->Hkv || !g->Dh || !g->Hk || !g->Hv || !g->Dk || !g->Dv ||
+        !g->K)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: every dimension must be at least 1");
+    if (g->Hq % g->Hkv || g->Hv % g->Hk)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: heads must be multiples: %zu query of %zu kv, %zu value of %zu key",
+                        g->Hq, g->Hkv, g->Hv, g->Hk);
+    if (g->Dr > g->Dh || g->Dr % 2 || g->Dr == 0)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu rotary dims of a head of %zu", g->Dr, g->Dh);
+    if (g->K > 16) return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most 16", g->K);
+    return Q35_OK;
+}
+
+/* Copies what the caller's geometry only points to. */
+static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_status *status) {
+    size_t half = g->Dr / 2;
+    model->inv_freq = q35_alloc(half, sizeof(float), "rotary frequencies", status);
+    model->kinds = q35_alloc(g->L, 1, "layer kinds", status);
+    model->rope_axis = q35_alloc(half, 1, "rotary axes", status);
+    if (!model->inv_freq || !model->kinds || !model->rope_axis) return status->code;
+    memcpy(model->inv_freq, g->inv_freq, half * sizeof(float));
+    memcpy(model->kinds, g->kinds, g->L);
+    q35_rope_axes(model->rope_axis, g->mrope_section, half);
+    model->g = *g;
+    model->g.inv_freq = model->inv_freq;
+    model->g.kinds = model->kinds;
+    return Q35_OK;
+}
+
+qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, int threads,
+                               q35_dtype kv_dtype, qwen35_status *status) {
+    if (check_geometry(geometry, status)) return NULL;
+    qwen35_model *model = q35_alloc(1, sizeof *model, "model", status);
+    if (!model) return NULL;
+    pthread_mutex_init(&model->lock, NULL);
+    model->threads = threads < 1 ? 1 : threads;
+    model->pid = getpid();
+    if (own_geometry(model, geometry, status)) goto fail;
+    if (q35_weights_bind(&model->weights, &model->g, lookup, arg, status)) goto fail;
+    q35_cache_shape_init(&model->cache_shape, &model->g, kv_dtype);
+    return model;
+fail:
+    qwen35_model_free(model);
+    return NULL;
+}
+
+void qwen35_model_free(qwen35_model *model) {
+    if (!model) return;
+    while (model->idle) {
+        q35_scratch *next = model->idle->next;
+        q35_scratch_free(model->idle);
+        model->idle = next;
+    }
+    q35_weights_free(&model->weights);
+    q35_free(model->inv_freq);
+    q35_free(model->kinds);
+    q35_free(model->rope_axis);
+    pthread_mutex_destroy(&model->lock);
+    q35_free(model);
+}
+
+void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
+    memory->weights = model->weights.given_bytes;
+    memory->owned = model->weights.owned_bytes;
+    memory->kv_per_token = model->cache_shape.page_bytes / Q35_PAGE;
+    memory->state = q35_cache_state_floats(&model->cache_shape) * sizeof(float);
+    memory->scratch = q35_scratch_bytes(&model->g, model->threads);
+}
+
+int qwen35_model_threads(const qwen35_model *model) { return model->threads; }
+size_t qwen35_model_vocabulary(const qwen35_model *model) { return model->g.V; }
+
+int qwen35_select_target(const char *name) { return q35_kernels_select(name); }
+const char *qwen35_target(void) { return q35_kernel->name; }

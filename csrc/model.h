@@ -1,0 +1,35 @@
+/* The model's inside, for session.c: weights, sizes, idle scratch, and forward(). */
+#ifndef Q35_MODEL_H
+#define Q35_MODEL_H
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "cache.h"
+#include "scratch.h"
+#include "threads.h"
+#include "weights.h"
+
+struct qwen35_model {
+    qwen35_geometry g; /* inv_freq and kinds point into the two arrays below */
+    float *inv_freq;
+    uint8_t *kinds, *rope_axis;
+    q35_weights weights;
+    q35_cache_shape cache_shape;
+    int threads;
+    pid_t pid; /* the process whose threads may compute */
+    pthread_mutex_t lock;
+    q35_scratch *idle; /* guarded by lock */
+};
+
+q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status);
+void q35_scratch_give(qwen35_model *model, q35_scratch *scratch);
+
+/* Runs T <= Q35_CHUNK tokens through all layers. Their final-normed hidden states are left in scratch->h [T, D]; the
+   cache has moved T tokens on. positions [3, ldp] or NULL. Nonzero when cancelled: the cache is half done. */
+int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *scratch, const int32_t *ids, const int32_t *positions, size_t ldp, size_t T);
+
+/* logits [T, V] of hidden states h [T, D]. */
+int q35_head(qwen35_model *model, q35_team *team, q35_scratch *scratch, float *logits, const float *h, size_t T);
+
+#endif

@@ -1,0 +1,274 @@
+/* model_type.c: _core.Model: a geometry dict and named arrays become a bound model. */
+#include "py.h"
+
+#include <string.h>
+
+/* ---- geometry: dict -> struct ---- */
+
+static int get_size(PyObject *geometry, const char *key, size_t *value) {
+    PyObject *item = PyMapping_GetItemString(geometry, key);
+    if (!item) return -1;
+    *value = PyLong_AsSize_t(item);
+    Py_DECREF(item);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int get_float(PyObject *geometry, const char *key, float *value) {
+    PyObject *item = PyMapping_GetItemString(geometry, key);
+    if (!item) return -1;
+    *value = (float)PyFloat_AsDouble(item);
+    Py_DECREF(item);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int get_tied(PyObject *geometry, int *tied) {
+    PyObject *item = PyMapping_GetItemString(geometry, "tie_word_embeddings");
+    if (!item) return -1;
+    *tied = PyObject_IsTrue(item);
+    Py_DECREF(item);
+    return *tied < 0 ? -1 : 0;
+}
+
+static int get_kinds(PyObject *geometry, qwen35_geometry *g, uint8_t **kinds) {
+    PyObject *types = PyMapping_GetItemString(geometry, "layer_types");
+    PyObject *list = types ? PySequence_Fast(types, "layer_types: expected a sequence") : NULL;
+    Py_XDECREF(types);
+    if (!list) return -1;
+    g->L = (size_t)PySequence_Fast_GET_SIZE(list);
+    *kinds = PyMem_Calloc(g->L + 1, 1);
+    if (!*kinds) PyErr_NoMemory();
+    for (size_t l = 0; *kinds && l < g->L; l++) {
+        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(list, (Py_ssize_t)l));
+        if (!name) break;
+        (*kinds)[l] = strcmp(name, "full_attention") == 0 ? QWEN35_FULL : QWEN35_LINEAR;
+        if ((*kinds)[l] == QWEN35_LINEAR && strcmp(name, "linear_attention") != 0)
+            PyErr_Format(PyExc_ValueError, "layer_types[%zu]: '%s' is neither full_attention nor linear_attention", l, name);
+        if (PyErr_Occurred()) break;
+    }
+    Py_DECREF(list);
+    g->kinds = *kinds;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int get_rope(PyObject *geometry, qwen35_geometry *g, PyArrayObject **inv_freq) {
+    PyObject *section = PyMapping_GetItemString(geometry, "mrope_section");
+    PyObject *tuple = section ? PySequence_Tuple(section) : NULL;
+    Py_XDECREF(section);
+    Py_ssize_t s[3] = {0};
+    int parsed = tuple && PyArg_ParseTuple(tuple, "nnn;mrope_section", &s[0], &s[1], &s[2]);
+    Py_XDECREF(tuple);
+    if (!parsed) return -1;
+    for (int i = 0; i < 3; i++) g->mrope_section[i] = (size_t)s[i];
+    PyObject *array = PyMapping_GetItemString(geometry, "inv_freq");
+    if (!array) return -1;
+    *inv_freq = (PyArrayObject *)PyArray_FROMANY(array, NPY_FLOAT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    Py_DECREF(array);
+    if (!*inv_freq) return -1;
+    g->inv_freq = PyArray_DATA(*inv_freq);
+    g->Dr = 2 * (size_t)PyArray_SIZE(*inv_freq);
+    return get_float(geometry, "rope_attention_scaling", &g->rope_scaling);
+}
+
+/* What the struct only points to; released with geometry_clear. */
+typedef struct geometry_owner {
+    uint8_t *kinds;
+    PyArrayObject *inv_freq;
+} geometry_owner;
+
+static void geometry_clear(geometry_owner *owner) {
+    PyMem_Free(owner->kinds);
+    Py_XDECREF(owner->inv_freq);
+}
+
+static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *owner) {
+    memset(g, 0, sizeof *g);
+    memset(owner, 0, sizeof *owner);
+    struct {
+        const char *key;
+        size_t *value;
+    } sizes[] = {
+        {"hidden_size", &g->D},
+        {"intermediate_size", &g->F},
+        {"vocab_size", &g->V},
+        {"num_attention_heads", &g->Hq},
+        {"num_key_value_heads", &g->Hkv},
+        {"head_dim", &g->Dh},
+        {"linear_num_key_heads", &g->Hk},
+        {"linear_num_value_heads", &g->Hv},
+        {"linear_key_head_dim", &g->Dk},
+        {"linear_value_head_dim", &g->Dv},
+        {"linear_conv_kernel_dim", &g->K},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (get_size(dict, sizes[i].key, sizes[i].value)) return -1;
+    if (get_float(dict, "rms_norm_eps", &g->eps) || get_tied(dict, &g->tied)) return -1;
+    return get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq) ? -1 : 0;
+}
+
+/* ---- expected_tensors ---- */
+
+const char q35_expected_tensors_doc[] =
+    "expected_tensors(geometry) -> list[tuple[str, tuple[int, ...]]]\n\n"
+    "Name and shape of every text tensor a checkpoint of this geometry holds, in file order.";
+
+static int collect(void *arg, const char *name, int rank, const size_t *shape) {
+    PyObject *dims = PyTuple_New(rank);
+    if (!dims) return -1;
+    for (int i = 0; i < rank; i++) {
+        PyObject *dim = PyLong_FromSize_t(shape[i]);
+        if (!dim) {
+            Py_DECREF(dims);
+            return -1;
+        }
+        PyTuple_SET_ITEM(dims, i, dim);
+    }
+    PyObject *entry = Py_BuildValue("(sN)", name, dims);
+    int failed = !entry || PyList_Append(arg, entry);
+    Py_XDECREF(entry);
+    return failed ? -1 : 0;
+}
+
+PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry) {
+    (void)module;
+    qwen35_geometry g;
+    geometry_owner owner;
+    PyObject *list = NULL;
+    if (geometry_parse(geometry, &g, &owner) == 0) {
+        list = PyList_New(0);
+        if (list && qwen35_expected_tensors(&g, collect, list)) Py_CLEAR(list);
+    }
+    geometry_clear(&owner);
+    return list;
+}
+
+/* ---- Model ---- */
+
+typedef struct tensor_source {
+    PyObject *mapping, *arrays; /* where to look; where found arrays are kept */
+} tensor_source;
+
+/* Gives C the bytes of one array, or fails with an exception set where the array is not what C can read. */
+static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
+    tensor_source *source = arg;
+    PyObject *item = PyMapping_GetItemString(source->mapping, name);
+    if (!item) {
+        if (PyErr_ExceptionMatches(PyExc_KeyError)) PyErr_Clear();
+        return 1;
+    }
+    int kept = PyList_Append(source->arrays, item);
+    Py_DECREF(item);
+    if (kept) return 1;
+    PyArrayObject *array = (PyArrayObject *)item;
+    int type = PyArray_Check(item) ? PyArray_TYPE(array) : NPY_NOTYPE;
+    if (type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) {
+        PyErr_Format(PyExc_TypeError, "tensor %s: expected an array of float32, float16, or bfloat16 seen as uint16", name);
+        return 1;
+    }
+    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array) ||
+        PyArray_NDIM(array) > 4) {
+        PyErr_Format(PyExc_ValueError, "tensor %s: expected a C-contiguous, aligned, native array of at most 4 dimensions", name);
+        return 1;
+    }
+    tensor->data = PyArray_DATA(array);
+    tensor->dtype = type == NPY_FLOAT32 ? Q35_F32 : type == NPY_FLOAT16 ? Q35_F16 : Q35_BF16;
+    tensor->rank = PyArray_NDIM(array);
+    for (int i = 0; i < tensor->rank; i++) tensor->shape[i] = (size_t)PyArray_DIM(array, i);
+    return 0;
+}
+
+PyDoc_STRVAR(model_doc,
+             "Model(geometry, tensors, *, threads=1, kv_dtype='float16')\n\n"
+             "Weights bound to names. Immutable; shared by threads and sessions.");
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", NULL};
+    PyObject *geometry, *tensors;
+    int threads = 1;
+    const char *kv_name = "float16";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$is:Model", names, &geometry, &tensors, &threads, &kv_name))
+        return NULL;
+    q35_dtype kv_dtype;
+    if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
+    qwen35_geometry g;
+    geometry_owner owner;
+    ModelObject *self = NULL;
+    if (geometry_parse(geometry, &g, &owner)) goto done;
+    self = (ModelObject *)type->tp_alloc(type, 0);
+    if (!self) goto done;
+    self->arrays = PyList_New(0);
+    if (!self->arrays) goto fail;
+    tensor_source source = {tensors, self->arrays};
+    qwen35_status status = {0};
+    self->model = qwen35_model_new(&g, lookup, &source, threads, kv_dtype, &status);
+    if (self->model) goto done;
+    if (!PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
+fail:
+    Py_CLEAR(self);
+done:
+    geometry_clear(&owner);
+    return (PyObject *)self;
+}
+
+static int model_traverse(ModelObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->arrays);
+    return 0;
+}
+
+/* No tp_clear: the arrays must live as long as the model that reads them, and they cannot refer back to it. */
+static void model_dealloc(ModelObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    qwen35_model_free(self->model);
+    Py_XDECREF(self->arrays);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *model_threads(ModelObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromLong(qwen35_model_threads(self->model));
+}
+
+PyDoc_STRVAR(memory_doc, "memory() -> dict[str, int]\n\nBytes of weights, owned vectors, K/V per token, state of one session, scratch.");
+
+static PyObject *model_memory(ModelObject *self, PyObject *ignored) {
+    (void)ignored;
+    qwen35_memory m;
+    qwen35_model_memory(self->model, &m);
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "weights", (Py_ssize_t)m.weights, "owned", (Py_ssize_t)m.owned,
+                         "kv_per_token", (Py_ssize_t)m.kv_per_token, "state", (Py_ssize_t)m.state, "scratch",
+                         (Py_ssize_t)m.scratch);
+}
+
+PyDoc_STRVAR(session_doc, "session(context) -> Session\n\nA new timeline of at most `context` tokens.");
+
+static PyObject *model_session(ModelObject *self, PyObject *argument) {
+    size_t context = PyLong_AsSize_t(argument);
+    if (PyErr_Occurred()) return NULL;
+    return q35_session_make(q35_state_of((PyObject *)self), self, context);
+}
+
+static PyMethodDef model_methods[] = {
+    {"memory", (PyCFunction)model_memory, METH_NOARGS, memory_doc},
+    {"session", (PyCFunction)model_session, METH_O, session_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef model_getset[] = {
+    {"threads", (getter)model_threads, NULL, "Threads of one computation.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot model_slots[] = {
+    {Py_tp_doc, (void *)model_doc},       {Py_tp_new, model_new},         {Py_tp_dealloc, model_dealloc},
+    {Py_tp_traverse, model_traverse},     {Py_tp_methods, model_methods}, {Py_tp_getset, model_getset},
+    {0, NULL},
+};
+
+PyType_Spec q35_model_spec = {
+    .name = "qwen35._core.Model",
+    .basicsize = sizeof(ModelObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = model_slots,
+};

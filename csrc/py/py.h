@@ -1,0 +1,85 @@
+/* py.h: what the files of the binding share: module state, object layouts, error translation. */
+#ifndef Q35_PY_H
+#define Q35_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL qwen35_numpy_api
+#ifndef Q35_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+#include <stdatomic.h>
+
+#include "../qwen35.h"
+
+typedef struct module_state {
+    PyTypeObject *model_type, *session_type, *snapshot_type, *stream_type;
+    PyObject *format_error, *context_error, *busy_error, *fork_error; /* classes of qwen35.errors */
+} module_state;
+
+typedef struct ModelObject {
+    PyObject_HEAD
+    qwen35_model *model;
+    PyObject *arrays; /* list: keeps the weights' memory alive */
+} ModelObject;
+
+typedef struct SessionObject {
+    PyObject_HEAD
+    qwen35_session *session;
+    PyObject *model;  /* ModelObject */
+    atomic_flag busy; /* set while some thread computes with it */
+} SessionObject;
+
+typedef struct SnapshotObject {
+    PyObject_HEAD
+    qwen35_snapshot *snapshot;
+    PyObject *model; /* its pages have the model's layout */
+} SnapshotObject;
+
+module_state *q35_state_of(PyObject *self);
+/* Raises the exception that belongs to the status; returns NULL. */
+PyObject *q35_raise(module_state *state, const qwen35_status *status);
+
+/* One user at a time: 0, or -1 with BusyError. */
+int q35_session_enter(SessionObject *self);
+void q35_session_leave(SessionObject *self);
+
+/* Watches a computation from the thread that called Python: signals, cancellation, progress. The GIL is not held
+   while C computes, and is taken for each look. */
+typedef struct watch {
+    PyThreadState *thread;
+    atomic_int *cancel; /* may be NULL */
+    PyObject *progress; /* callable or NULL */
+    int raised;         /* a Python exception is set */
+} watch;
+
+int q35_watch_poll(void *arg);
+int q35_watch_progress(void *arg, size_t done, size_t total);
+
+/* Appends with the GIL dropped. 0; -1 with an exception; 1 when cancelled through watch->cancel. */
+int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions, watch *watch, qwen35_append_options options);
+
+/* int32 [T], and int32 [3, T] or NULL for None: own copies, so that other threads may do what they like. */
+PyArrayObject *q35_ids_array(PyObject *object);
+int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions);
+
+PyObject *q35_session_make(module_state *state, ModelObject *model, size_t context);
+PyObject *q35_stream_make(SessionObject *self, PyObject *args, PyObject *kwargs);
+
+/* "float32" | "float16" | "bfloat16"; -1 with ValueError otherwise. */
+int q35_dtype_by_name(const char *name, q35_dtype *dtype);
+
+extern PyType_Spec q35_model_spec, q35_session_spec, q35_snapshot_spec, q35_stream_spec;
+
+/* module-level functions defined beside what they belong to */
+PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry);
+PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *q35_kernel_names(PyObject *module, PyObject *ignored);
+PyObject *q35_run_kernel(PyObject *module, PyObject *args);
+
+extern const char q35_expected_tensors_doc[], q35_sample_doc[], q35_kernel_names_doc[], q35_run_kernel_doc[];
+
+#endif

@@ -1,0 +1,384 @@
+/* session_type.c: _core.Session and _core.Snapshot: one timeline and points in it, with the GIL dropped to compute. */
+#include "py.h"
+
+/* ---- shared with stream_type.c ---- */
+
+int q35_session_enter(SessionObject *self) {
+    if (!atomic_flag_test_and_set(&self->busy)) return 0;
+    PyErr_SetString(q35_state_of((PyObject *)self)->busy_error,
+                    "another thread is using this session; give each thread its own (model.session(), session.fork())");
+    return -1;
+}
+
+void q35_session_leave(SessionObject *self) { atomic_flag_clear(&self->busy); }
+
+int q35_watch_poll(void *arg) {
+    watch *w = arg;
+    if (w->cancel && atomic_load(w->cancel)) return 1;
+    PyEval_RestoreThread(w->thread);
+    if (PyErr_CheckSignals()) w->raised = 1;
+    w->thread = PyEval_SaveThread();
+    return w->raised || (w->cancel && atomic_load(w->cancel));
+}
+
+int q35_watch_progress(void *arg, size_t done, size_t total) {
+    watch *w = arg;
+    if (!w->progress) return 0;
+    PyEval_RestoreThread(w->thread);
+    PyObject *result = PyObject_CallFunction(w->progress, "nn", (Py_ssize_t)done, (Py_ssize_t)total);
+    if (!result) w->raised = 1;
+    Py_XDECREF(result);
+    w->thread = PyEval_SaveThread();
+    return w->raised;
+}
+
+PyArrayObject *q35_ids_array(PyObject *object) {
+    return (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
+}
+
+int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions) {
+    *positions = NULL;
+    if (object == NULL || object == Py_None) return 0;
+    *positions = (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
+    if (!*positions) return -1;
+    if (PyArray_DIM(*positions, 0) == 3 && PyArray_DIM(*positions, 1) == PyArray_SIZE(ids)) return 0;
+    PyErr_Format(PyExc_ValueError, "position_ids: shape [%zd, %zd], expected [3, %zd]", PyArray_DIM(*positions, 0),
+                 PyArray_DIM(*positions, 1), PyArray_SIZE(ids));
+    Py_CLEAR(*positions);
+    return -1;
+}
+
+int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions, watch *w,
+                       qwen35_append_options options) {
+    qwen35_status status = {0};
+    options.positions = positions ? PyArray_DATA(positions) : NULL;
+    options.poll = q35_watch_poll;
+    options.progress = q35_watch_progress;
+    options.arg = w;
+    w->thread = PyEval_SaveThread();
+    qwen35_session_append(self->session, PyArray_DATA(ids), (size_t)PyArray_SIZE(ids), &options, &status);
+    PyEval_RestoreThread(w->thread);
+    if (w->raised) return -1;
+    if (!status.code) return 0;
+    if (status.code == Q35_CANCELLED) return 1;
+    q35_raise(q35_state_of((PyObject *)self), &status);
+    return -1;
+}
+
+/* ---- Session ---- */
+
+PyObject *q35_session_make(module_state *state, ModelObject *model, size_t context) {
+    qwen35_status status = {0};
+    qwen35_session *session = qwen35_session_new(model->model, context, &status);
+    if (!session) return q35_raise(state, &status);
+    SessionObject *self = (SessionObject *)state->session_type->tp_alloc(state->session_type, 0);
+    if (!self) {
+        qwen35_session_free(session);
+        return NULL;
+    }
+    self->session = session;
+    self->model = Py_NewRef(model);
+    atomic_flag_clear(&self->busy);
+    return (PyObject *)self;
+}
+
+static int session_traverse(SessionObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->model);
+    return 0;
+}
+
+static void session_dealloc(SessionObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    qwen35_session_free(self->session);
+    Py_XDECREF(self->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(prefill_doc,
+             "prefill(ids, *, position_ids=None, progress=None)\n\n"
+             "Append ids [T]. Interrupted, the session stands where the last whole chunk ended; `position` tells.");
+
+static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "position_ids", "progress", NULL};
+    PyObject *ids_object, *positions_object = NULL, *progress = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:prefill", names, &ids_object, &positions_object, &progress))
+        return NULL;
+    PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL;
+    if (!ids || q35_positions_array(positions_object, ids, &positions) || q35_session_enter(self)) {
+        Py_XDECREF(ids);
+        Py_XDECREF(positions);
+        return NULL;
+    }
+    watch w = {.progress = progress == Py_None ? NULL : progress};
+    int failed = q35_append_watched(self, ids, positions, &w, (qwen35_append_options){0});
+    q35_session_leave(self);
+    Py_DECREF(ids);
+    Py_XDECREF(positions);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(logits_all_doc, "logits_all(ids, *, position_ids=None) -> float32 [T, V]\n\nAppend ids and return the logits after each.");
+
+static PyObject *session_logits_all(SessionObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "position_ids", NULL};
+    PyObject *ids_object, *positions_object = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:logits_all", names, &ids_object, &positions_object)) return NULL;
+    PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL, *logits = NULL;
+    if (!ids || q35_positions_array(positions_object, ids, &positions)) goto done;
+    npy_intp shape[2] = {PyArray_SIZE(ids), (npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
+    logits = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (!logits) goto done;
+    if (q35_session_enter(self)) {
+        Py_CLEAR(logits);
+        goto done;
+    }
+    watch w = {0};
+    qwen35_append_options options = {.all_logits = PyArray_DATA(logits)};
+    if (q35_append_watched(self, ids, positions, &w, options)) Py_CLEAR(logits);
+    q35_session_leave(self);
+done:
+    Py_XDECREF(ids);
+    Py_XDECREF(positions);
+    return (PyObject *)logits;
+}
+
+PyDoc_STRVAR(score_doc,
+             "score(ids) -> (float32 [T], int32 [T])\n\n"
+             "Append ids; log-probability of each under what precedes it, and the most likely token at each place.");
+
+static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
+    PyArrayObject *ids = q35_ids_array(ids_object);
+    if (!ids) return NULL;
+    npy_intp shape[1] = {PyArray_SIZE(ids)};
+    PyArrayObject *logprobs = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_FLOAT32);
+    PyArrayObject *likely = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT32);
+    PyObject *result = NULL;
+    if (logprobs && likely && q35_session_enter(self) == 0) {
+        watch w = {0};
+        qwen35_append_options options = {.logprobs = PyArray_DATA(logprobs), .most_likely = PyArray_DATA(likely)};
+        int failed = q35_append_watched(self, ids, NULL, &w, options);
+        q35_session_leave(self);
+        if (!failed) result = PyTuple_Pack(2, logprobs, likely);
+    }
+    Py_DECREF(ids);
+    Py_XDECREF(logprobs);
+    Py_XDECREF(likely);
+    return result;
+}
+
+PyDoc_STRVAR(snapshot_doc, "snapshot() -> Snapshot\n\nThis point of the timeline, to restore later.");
+
+static PyObject *session_snapshot(SessionObject *self, PyObject *ignored) {
+    (void)ignored;
+    module_state *state = q35_state_of((PyObject *)self);
+    if (q35_session_enter(self)) return NULL;
+    qwen35_status status = {0};
+    qwen35_snapshot *snapshot = qwen35_session_snapshot(self->session, &status);
+    q35_session_leave(self);
+    if (!snapshot) return q35_raise(state, &status);
+    SnapshotObject *object = (SnapshotObject *)state->snapshot_type->tp_alloc(state->snapshot_type, 0);
+    if (!object) {
+        qwen35_snapshot_free(snapshot);
+        return NULL;
+    }
+    object->snapshot = snapshot;
+    object->model = Py_NewRef(self->model);
+    return (PyObject *)object;
+}
+
+PyDoc_STRVAR(restore_doc, "restore(snapshot)\n\nGo back (or over) to a snapshot of any session of the same model.");
+
+static PyObject *session_restore(SessionObject *self, PyObject *argument) {
+    module_state *state = q35_state_of((PyObject *)self);
+    if (!Py_IS_TYPE(argument, state->snapshot_type))
+        return PyErr_Format(PyExc_TypeError, "restore: expected a Snapshot, got %s", Py_TYPE(argument)->tp_name);
+    if (q35_session_enter(self)) return NULL;
+    qwen35_status status = {0};
+    int failed = qwen35_session_restore(self->session, ((SnapshotObject *)argument)->snapshot, &status);
+    q35_session_leave(self);
+    if (failed) return q35_raise(state, &status);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(fork_doc, "fork() -> Session\n\nA second session at this point; K/V pages are shared until either writes.");
+
+static PyObject *session_fork(SessionObject *self, PyObject *ignored) {
+    (void)ignored;
+    module_state *state = q35_state_of((PyObject *)self);
+    if (q35_session_enter(self)) return NULL;
+    qwen35_status status = {0};
+    qwen35_session *fork = qwen35_session_fork(self->session, &status);
+    q35_session_leave(self);
+    if (!fork) return q35_raise(state, &status);
+    SessionObject *object = (SessionObject *)state->session_type->tp_alloc(state->session_type, 0);
+    if (!object) {
+        qwen35_session_free(fork);
+        return NULL;
+    }
+    object->session = fork;
+    object->model = Py_NewRef(self->model);
+    atomic_flag_clear(&object->busy);
+    return (PyObject *)object;
+}
+
+PyDoc_STRVAR(dump_doc, "dump() -> dict[str, ndarray]\n\nThe whole timeline as arrays, to write to a file.");
+
+static PyObject *session_dump(SessionObject *self, PyObject *ignored) {
+    (void)ignored;
+    if (q35_session_enter(self)) return NULL;
+    npy_intp shape[1] = {(npy_intp)qwen35_session_dump_bytes(self->session)};
+    PyArrayObject *bytes = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_UINT8);
+    if (bytes) qwen35_session_dump(self->session, PyArray_DATA(bytes));
+    q35_session_leave(self);
+    return bytes ? Py_BuildValue("{s:N}", "timeline", bytes) : NULL;
+}
+
+PyDoc_STRVAR(undump_doc, "undump(arrays)\n\nBecome the timeline that `dump` wrote. Checked: a foreign or cut dump is an error.");
+
+static PyObject *session_undump(SessionObject *self, PyObject *arrays) {
+    PyObject *item = PyMapping_GetItemString(arrays, "timeline");
+    if (!item) return NULL;
+    PyArrayObject *bytes = (PyArrayObject *)PyArray_FROMANY(item, NPY_UINT8, 1, 1, NPY_ARRAY_IN_ARRAY);
+    Py_DECREF(item);
+    if (!bytes) return NULL;
+    if (q35_session_enter(self)) {
+        Py_DECREF(bytes);
+        return NULL;
+    }
+    qwen35_status status = {0};
+    int failed = qwen35_session_undump(self->session, PyArray_DATA(bytes), (size_t)PyArray_SIZE(bytes), &status);
+    q35_session_leave(self);
+    Py_DECREF(bytes);
+    if (failed) return q35_raise(q35_state_of((PyObject *)self), &status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *session_position(SessionObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(qwen35_session_position(self->session));
+}
+
+static PyObject *session_context(SessionObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(qwen35_session_context(self->session));
+}
+
+static PyObject *session_nbytes(SessionObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(qwen35_session_bytes(self->session));
+}
+
+static PyObject *session_ids(SessionObject *self, void *closure) {
+    (void)closure;
+    if (q35_session_enter(self)) return NULL;
+    npy_intp shape[1] = {(npy_intp)qwen35_session_position(self->session)};
+    PyArrayObject *ids = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT32);
+    if (ids && shape[0]) memcpy(PyArray_DATA(ids), qwen35_session_ids(self->session), (size_t)shape[0] * sizeof(int32_t));
+    q35_session_leave(self);
+    return (PyObject *)ids;
+}
+
+static PyObject *session_logits(SessionObject *self, void *closure) {
+    (void)closure;
+    if (q35_session_enter(self)) return NULL;
+    const float *logits = qwen35_session_logits(self->session);
+    npy_intp shape[1] = {(npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
+    PyObject *result = logits ? PyArray_SimpleNew(1, shape, NPY_FLOAT32) : Py_NewRef(Py_None);
+    if (logits && result) memcpy(PyArray_DATA((PyArrayObject *)result), logits, (size_t)shape[0] * sizeof(float));
+    q35_session_leave(self);
+    return result;
+}
+
+PyDoc_STRVAR(generate_doc,
+             "generate(ids, *, max_tokens=-1, temperature=0.0, ...) -> NativeStream\n\n"
+             "Append ids and decode: a stream of (id, logprob, [(id, logprob), ...]). Arguments as in the stub.");
+
+static PyMethodDef session_methods[] = {
+    {"prefill", (PyCFunction)(void (*)(void))session_prefill, METH_VARARGS | METH_KEYWORDS, prefill_doc},
+    {"logits_all", (PyCFunction)(void (*)(void))session_logits_all, METH_VARARGS | METH_KEYWORDS, logits_all_doc},
+    {"score", (PyCFunction)session_score, METH_O, score_doc},
+    {"snapshot", (PyCFunction)session_snapshot, METH_NOARGS, snapshot_doc},
+    {"restore", (PyCFunction)session_restore, METH_O, restore_doc},
+    {"fork", (PyCFunction)session_fork, METH_NOARGS, fork_doc},
+    {"dump", (PyCFunction)session_dump, METH_NOARGS, dump_doc},
+    {"undump", (PyCFunction)session_undump, METH_O, undump_doc},
+    {"generate", (PyCFunction)(void (*)(void))q35_stream_make, METH_VARARGS | METH_KEYWORDS, generate_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef session_getset[] = {
+    {"position", (getter)session_position, NULL, "Tokens in the timeline.", NULL},
+    {"context", (getter)session_context, NULL, "Tokens that fit.", NULL},
+    {"nbytes", (getter)session_nbytes, NULL, "Bytes held by this session, shared pages counted.", NULL},
+    {"ids", (getter)session_ids, NULL, "A copy of the tokens in the timeline, int32 [position].", NULL},
+    {"logits", (getter)session_logits, NULL, "Logits after the last token, float32 [V], or None.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot session_slots[] = {
+    {Py_tp_doc, "One timeline, one user at a time (BusyError otherwise). Made by Model.session()."},
+    {Py_tp_dealloc, session_dealloc},
+    {Py_tp_traverse, session_traverse},
+    {Py_tp_methods, session_methods},
+    {Py_tp_getset, session_getset},
+    {0, NULL},
+};
+
+PyType_Spec q35_session_spec = {
+    .name = "qwen35._core.Session",
+    .basicsize = sizeof(SessionObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = session_slots,
+};
+
+/* ---- Snapshot ---- */
+
+static int snapshot_traverse(SnapshotObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->model);
+    return 0;
+}
+
+static void snapshot_dealloc(SnapshotObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    qwen35_snapshot_free(self->snapshot);
+    Py_XDECREF(self->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *snapshot_position(SnapshotObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(qwen35_snapshot_position(self->snapshot));
+}
+
+static PyObject *snapshot_nbytes(SnapshotObject *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(qwen35_snapshot_bytes(self->snapshot));
+}
+
+static PyGetSetDef snapshot_getset[] = {
+    {"position", (getter)snapshot_position, NULL, "Tokens in the timeline at this point.", NULL},
+    {"nbytes", (getter)snapshot_nbytes, NULL, "Bytes held, shared K/V pages counted.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot snapshot_slots[] = {
+    {Py_tp_doc, "A point in a session's timeline. Recurrent state copied, K/V pages shared."},
+    {Py_tp_dealloc, snapshot_dealloc},
+    {Py_tp_traverse, snapshot_traverse},
+    {Py_tp_getset, snapshot_getset},
+    {0, NULL},
+};
+
+PyType_Spec q35_snapshot_spec = {
+    .name = "qwen35._core.Snapshot",
+    .basicsize = sizeof(SnapshotObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = snapshot_slots,
+};

@@ -1,0 +1,390 @@
+/* stream_type.c: _core.NativeStream: the decode loop. One next() = feed the last token, draw the next; the GIL is
+ * taken once a token. Also _core.sample, the sampler on its own, for tests. */
+#include "py.h"
+
+#include <string.h>
+#include <time.h>
+
+typedef struct StreamObject {
+    PyObject_HEAD
+    SessionObject *session;
+    PyArrayObject *ids, *positions; /* the prompt; positions may be NULL */
+    PyObject *progress;             /* or NULL */
+    qwen35_sampling sampling;
+    int32_t *stops, *forced; /* forced is a queue */
+    size_t n_stops, n_forced, forced_capacity;
+    qwen35_bias *bias;
+    float *work; /* [2 V] */
+    Py_ssize_t max_tokens, min_tokens, n_logprobs;
+    uint64_t seed;
+    size_t produced, n_prompt;
+    int started;      /* the prompt is in the session */
+    int32_t last;     /* the token yielded last */
+    int last_is_fed;  /* and whether it is in the session */
+    atomic_int cancel;
+    const char *finish; /* reason, or NULL while it runs */
+    double prefill_s, decode_s;
+    size_t prefilled;
+} StreamObject;
+
+/* ---- construction ---- */
+
+/* {id: bias} -> array */
+static int parse_bias(StreamObject *self, PyObject *mapping, size_t V) {
+    if (!mapping || mapping == Py_None) return 0;
+    PyObject *items = PyMapping_Items(mapping);
+    if (!items) return -1;
+    Py_ssize_t n = PyList_GET_SIZE(items);
+    self->bias = PyMem_Calloc((size_t)n + 1, sizeof *self->bias);
+    if (!self->bias) PyErr_NoMemory();
+    for (Py_ssize_t i = 0; self->bias && i < n; i++) {
+        int id;
+        float add;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "if;logit_bias: expected {token id: bias}", &id, &add)) break;
+        if (id < 0 || (size_t)id >= V) {
+            PyErr_Format(PyExc_ValueError, "logit_bias: token id %d, expected 0 <= id < %zu", id, V);
+            break;
+        }
+        self->bias[i] = (qwen35_bias){id, add};
+    }
+    Py_DECREF(items);
+    self->sampling.bias = self->bias;
+    self->sampling.n_bias = (size_t)n;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* An iterable of token ids -> array on the heap */
+static int parse_ids(PyObject *object, const char *what, size_t V, int32_t **ids, size_t *n) {
+    PyObject *list = PySequence_List(object);
+    if (!list) return -1;
+    *n = (size_t)PyList_GET_SIZE(list);
+    *ids = PyMem_Calloc(*n + 1, sizeof **ids);
+    if (!*ids) PyErr_NoMemory();
+    for (size_t i = 0; *ids && i < *n; i++) {
+        long id = PyLong_AsLong(PyList_GET_ITEM(list, (Py_ssize_t)i));
+        if (id == -1 && PyErr_Occurred()) break;
+        if (id < 0 || (size_t)id >= V) {
+            PyErr_Format(PyExc_ValueError, "%s[%zu]: token id %ld, expected 0 <= id < %zu", what, i, id, V);
+            break;
+        }
+        (*ids)[i] = (int32_t)id;
+    }
+    Py_DECREF(list);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "pixels", "position_ids", "max_tokens", "min_tokens", "temperature", "top_p", "top_k",
+                            "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "logit_bias",
+                            "stop_token_ids", "logprobs", "progress", NULL};
+    PyObject *ids, *pixels = Py_None, *positions = NULL, *bias = NULL, *stops = NULL, *progress = NULL;
+    module_state *state = q35_state_of((PyObject *)session);
+    StreamObject *self = (StreamObject *)state->stream_type->tp_alloc(state->stream_type, 0);
+    if (!self) return NULL;
+    self->session = (SessionObject *)Py_NewRef(session);
+    atomic_init(&self->cancel, 0);
+    qwen35_sampling *s = &self->sampling;
+    s->top_p = s->repetition_penalty = 1.0f;
+    self->max_tokens = self->n_logprobs = -1;
+    Py_ssize_t top_k = 0;
+    unsigned long long seed = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OOnnffnffffKOOnO:generate", names, &ids, &pixels, &positions,
+                                     &self->max_tokens, &self->min_tokens, &s->temperature, &s->top_p, &top_k, &s->min_p,
+                                     &s->presence_penalty, &s->frequency_penalty, &s->repetition_penalty, &seed, &bias,
+                                     &stops, &self->n_logprobs, &progress))
+        goto fail;
+    size_t V = qwen35_model_vocabulary(((ModelObject *)session->model)->model);
+    if (pixels != Py_None) {
+        PyErr_SetString(PyExc_NotImplementedError, "pixels: this build has no vision tower");
+        goto fail;
+    }
+    s->top_k = top_k > 0 ? (size_t)top_k : 0;
+    self->seed = seed;
+    if (self->n_logprobs > (Py_ssize_t)V) self->n_logprobs = (Py_ssize_t)V;
+    self->ids = q35_ids_array(ids);
+    if (!self->ids || q35_positions_array(positions, self->ids, &self->positions)) goto fail;
+    if (parse_bias(self, bias, V)) goto fail;
+    if (stops && parse_ids(stops, "stop_token_ids", V, &self->stops, &self->n_stops)) goto fail;
+    if (progress && progress != Py_None) self->progress = Py_NewRef(progress);
+    self->work = PyMem_Malloc(2 * V * sizeof *self->work);
+    if (self->work) return (PyObject *)self;
+    PyErr_NoMemory();
+fail:
+    Py_DECREF(self);
+    return NULL;
+}
+
+static int stream_traverse(StreamObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->session);
+    Py_VISIT(self->progress);
+    return 0;
+}
+
+static int stream_clear(StreamObject *self) {
+    Py_CLEAR(self->progress);
+    return 0;
+}
+
+static void stream_dealloc(StreamObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    stream_clear(self);
+    Py_XDECREF(self->session);
+    Py_XDECREF(self->ids);
+    Py_XDECREF(self->positions);
+    PyMem_Free(self->stops);
+    PyMem_Free(self->forced);
+    PyMem_Free(self->bias);
+    PyMem_Free(self->work);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- one token ---- */
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Appends the prompt, or the last token. 0; -1 with an exception; 1 when the stream ended here. */
+static int feed(StreamObject *self) {
+    watch w = {.cancel = &self->cancel, .progress = self->started ? NULL : self->progress};
+    int result = 0;
+    double start = seconds();
+    if (!self->started) {
+        size_t before = qwen35_session_position(self->session->session);
+        result = q35_append_watched(self->session, self->ids, self->positions, &w, (qwen35_append_options){0});
+        self->n_prompt = qwen35_session_position(self->session->session);
+        self->prefilled = self->n_prompt - before;
+        self->started = result == 0;
+    } else if (!self->last_is_fed) {
+        npy_intp one[1] = {1};
+        PyArrayObject *id = (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last);
+        if (!id) return -1;
+        result = q35_append_watched(self->session, id, NULL, &w, (qwen35_append_options){0});
+        Py_DECREF(id);
+        self->last_is_fed = result == 0;
+    }
+    double spent = seconds() - start;
+    *(self->produced ? &self->decode_s : &self->prefill_s) += spent;
+    if (result < 0) return -1;
+    if (PyErr_CheckSignals()) return -1;
+    if (result > 0 || atomic_load(&self->cancel)) {
+        self->finish = "cancelled";
+        return 1;
+    }
+    return 0;
+}
+
+/* The next token of the forced queue, or a draw; -1 when no token is left. */
+static int32_t choose(StreamObject *self, const float *logits, size_t V) {
+    if (self->n_forced) {
+        int32_t id = self->forced[0];
+        memmove(self->forced, self->forced + 1, --self->n_forced * sizeof id);
+        return id;
+    }
+    int early = (Py_ssize_t)self->produced < self->min_tokens;
+    self->sampling.banned = self->stops;
+    self->sampling.n_banned = early ? self->n_stops : 0;
+    const qwen35_session *session = self->session->session;
+    int32_t id;
+    Py_BEGIN_ALLOW_THREADS
+    id = qwen35_sample(&self->sampling, logits, V, qwen35_session_ids(session), qwen35_session_position(session),
+                       self->n_prompt, qwen35_coin(self->seed, self->produced), self->work);
+    Py_END_ALLOW_THREADS
+    return id;
+}
+
+static int is_stop(const StreamObject *self, int32_t id) {
+    for (size_t i = 0; i < self->n_stops; i++)
+        if (self->stops[i] == id) return 1;
+    return 0;
+}
+
+/* (id, logprob | None, [(id, logprob), ...]) */
+static PyObject *token_tuple(const StreamObject *self, const float *logits, size_t V, int32_t id) {
+    PyObject *top = PyList_New(0);
+    if (!top || self->n_logprobs < 0) return top ? Py_BuildValue("(iON)", id, Py_None, top) : NULL;
+    size_t n = (size_t)self->n_logprobs;
+    int32_t *ids = PyMem_Malloc((n + 1) * sizeof *ids);
+    float *logprobs = PyMem_Malloc((n + 1) * sizeof *logprobs);
+    if (!ids || !logprobs) {
+        PyErr_NoMemory();
+        Py_CLEAR(top);
+    }
+    if (top) qwen35_top_logprobs(logits, V, n, ids, logprobs);
+    for (size_t i = 0; top && i < n; i++) {
+        PyObject *pair = Py_BuildValue("(id)", ids[i], (double)logprobs[i]);
+        if (!pair || PyList_Append(top, pair)) Py_CLEAR(top);
+        Py_XDECREF(pair);
+    }
+    PyMem_Free(ids);
+    PyMem_Free(logprobs);
+    return top ? Py_BuildValue("(idN)", id, qwen35_logprob(logits, V, id), top) : NULL;
+}
+
+static PyObject *advance(StreamObject *self) {
+    size_t V = qwen35_model_vocabulary(((ModelObject *)self->session->model)->model);
+    const qwen35_session *session = self->session->session;
+    if (feed(self)) return NULL;
+    if (self->max_tokens == 0) {
+        self->finish = "length";
+        return NULL;
+    }
+    const float *logits = qwen35_session_logits(session);
+    if (!logits) {
+        PyErr_SetString(PyExc_ValueError, "generate: the session holds no logits; append at least one token first");
+        return NULL;
+    }
+    int32_t id = choose(self, logits, V);
+    if (id < 0) {
+        PyErr_Format(PyExc_ValueError, "no token is left to draw at step %zu: logit_bias bans all of them", self->produced);
+        return NULL;
+    }
+    PyObject *token = token_tuple(self, logits, V, id);
+    if (!token) return NULL;
+    self->last = id;
+    self->last_is_fed = 0;
+    self->produced++;
+    if (is_stop(self, id))
+        self->finish = "stop";
+    else if (self->produced == (size_t)self->max_tokens ||
+             qwen35_session_position(session) >= qwen35_session_context(session))
+        self->finish = "length";
+    return token;
+}
+
+static PyObject *stream_next(StreamObject *self) {
+    if (self->finish) return NULL;
+    if (atomic_load(&self->cancel)) {
+        self->finish = "cancelled";
+        return NULL;
+    }
+    if (q35_session_enter(self->session)) return NULL;
+    PyObject *token = advance(self);
+    q35_session_leave(self->session);
+    return token;
+}
+
+PyDoc_STRVAR(cancel_doc, "cancel()\n\nFrom any thread: end at the next poll with finish_reason 'cancelled'.");
+
+static PyObject *stream_cancel(StreamObject *self, PyObject *ignored) {
+    (void)ignored;
+    atomic_store(&self->cancel, 1);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(force_doc, "force(ids)\n\nThese tokens come next instead of sampled ones.");
+
+static PyObject *stream_force(StreamObject *self, PyObject *sequence) {
+    size_t V = qwen35_model_vocabulary(((ModelObject *)self->session->model)->model), n = 0;
+    int32_t *ids = NULL;
+    if (parse_ids(sequence, "force: ids", V, &ids, &n)) {
+        PyMem_Free(ids);
+        return NULL;
+    }
+    int32_t *queue = PyMem_Realloc(self->forced, (self->n_forced + n + 1) * sizeof *queue);
+    if (queue) {
+        memcpy(queue + self->n_forced, ids, n * sizeof *ids);
+        self->forced = queue;
+        self->n_forced += n;
+    }
+    PyMem_Free(ids);
+    if (!queue) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_finish_reason(StreamObject *self, void *closure) {
+    (void)closure;
+    if (!self->finish) Py_RETURN_NONE;
+    return PyUnicode_FromString(self->finish);
+}
+
+static PyObject *stream_timings(StreamObject *self, void *closure) {
+    (void)closure;
+    return Py_BuildValue("{s:n,s:d,s:n,s:d}", "prompt_tokens", (Py_ssize_t)self->prefilled, "prefill_s", self->prefill_s,
+                         "decode_tokens", (Py_ssize_t)self->produced, "decode_s", self->decode_s);
+}
+
+static PyMethodDef stream_methods[] = {
+    {"cancel", (PyCFunction)stream_cancel, METH_NOARGS, cancel_doc},
+    {"force", (PyCFunction)stream_force, METH_O, force_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef stream_getset[] = {
+    {"finish_reason", (getter)stream_finish_reason, NULL, "'stop', 'length', 'cancelled', or None while it runs.", NULL},
+    {"timings", (getter)stream_timings, NULL, "prompt_tokens, prefill_s, decode_tokens, decode_s.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_doc, "Tokens as they are decoded: (id, logprob, [(id, logprob), ...])."},
+    {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_traverse, stream_traverse},
+    {Py_tp_clear, stream_clear},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, stream_next},
+    {Py_tp_methods, stream_methods},
+    {Py_tp_getset, stream_getset},
+    {0, NULL},
+};
+
+PyType_Spec q35_stream_spec = {
+    .name = "qwen35._core.NativeStream",
+    .basicsize = sizeof(StreamObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = stream_slots,
+};
+
+/* ---- sample ---- */
+
+const char q35_sample_doc[] =
+    "sample(logits, *, coin, history, n_prompt, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,\n"
+    "       presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0) -> int\n\n"
+    "One draw with the sampler's own code, for tests: coin in [0, 1) takes the place of the generator.";
+
+PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs) {
+    (void)module;
+    static char *names[] = {"logits", "coin", "history", "n_prompt", "temperature", "top_p", "top_k", "min_p",
+                            "presence_penalty", "frequency_penalty", "repetition_penalty", NULL};
+    PyObject *logits_object, *history_object;
+    double coin;
+    Py_ssize_t n_prompt, top_k = 0;
+    qwen35_sampling s = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$dOn|ffnffff:sample", names, &logits_object, &coin, &history_object,
+                                     &n_prompt, &s.temperature, &s.top_p, &top_k, &s.min_p, &s.presence_penalty,
+                                     &s.frequency_penalty, &s.repetition_penalty))
+        return NULL;
+    s.top_k = top_k > 0 ? (size_t)top_k : 0;
+    PyArrayObject *logits = (PyArrayObject *)PyArray_FROMANY(logits_object, NPY_FLOAT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *history = q35_ids_array(history_object);
+    PyObject *result = NULL;
+    float *work = NULL;
+    if (!logits || !history) goto done;
+    size_t V = (size_t)PyArray_SIZE(logits), n = (size_t)PyArray_SIZE(history);
+    const int32_t *ids = PyArray_DATA(history);
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] >= 0 && (size_t)ids[i] < V) continue;
+        PyErr_Format(PyExc_ValueError, "history[%zu]: token id %d, expected 0 <= id < %zu", i, (int)ids[i], V);
+        goto done;
+    }
+    if (V == 0 || n_prompt < 0 || (size_t)n_prompt > n) {
+        PyErr_SetString(PyExc_ValueError, "sample: logits must not be empty, and 0 <= n_prompt <= len(history)");
+        goto done;
+    }
+    work = PyMem_Malloc(2 * V * sizeof *work);
+    if (!work) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    result = PyLong_FromLong(qwen35_sample(&s, PyArray_DATA(logits), V, ids, n, (size_t)n_prompt, coin, work));
+done:
+    PyMem_Free(work);
+    Py_XDECREF(logits);
+    Py_XDECREF(history);
+    return result;
+}

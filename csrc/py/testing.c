@@ -1,0 +1,133 @@
+/* testing.c: every kernel of every target, callable on arrays, so that tests compare them with NumPy.
+ *
+ * Arrays come as C-contiguous in their last dimension; row strides are taken from the array, so that tests can hand
+ * in views with gaps. Storage type "bf16" is uint16. */
+#include "py.h"
+
+#include <string.h>
+
+#include "../kernels/kernels.h"
+
+const char q35_kernel_names_doc[] = "kernels() -> tuple[str, ...]\n\nTargets this machine can run, best last.";
+
+PyObject *q35_kernel_names(PyObject *module, PyObject *ignored) {
+    (void)module, (void)ignored;
+    const q35_kernels *tables[Q35_MAX_TARGETS];
+    size_t n = q35_kernels_available(tables);
+    PyObject *names = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; names && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(tables[i]->name);
+        if (!name) Py_CLEAR(names);
+        if (names) PyTuple_SET_ITEM(names, (Py_ssize_t)i, name);
+    }
+    return names;
+}
+
+/* One argument as the kernels see it. */
+typedef struct span {
+    void *data;
+    size_t rows, cols, stride; /* stride in elements */
+    q35_dtype dtype;
+} span;
+
+static int to_span(PyObject *object, span *s) {
+    if (!PyArray_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "run_kernel: expected arrays");
+        return -1;
+    }
+    PyArrayObject *a = (PyArrayObject *)object;
+    int type = PyArray_TYPE(a), ndim = PyArray_NDIM(a);
+    npy_intp size = PyArray_ITEMSIZE(a);
+    if ((type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) || ndim < 1 || ndim > 2 ||
+        (PyArray_DIM(a, ndim - 1) > 1 && PyArray_STRIDE(a, ndim - 1) != size) ||
+        (ndim == 2 && PyArray_DIM(a, 0) > 1 && PyArray_STRIDE(a, 0) < PyArray_DIM(a, 1) * size)) {
+        PyErr_SetString(PyExc_ValueError, "run_kernel: expected f32, f16 or uint16 (bf16) rows without gaps inside");
+        return -1;
+    }
+    s->data = PyArray_DATA(a);
+    s->rows = ndim == 2 ? (size_t)PyArray_DIM(a, 0) : 1;
+    s->cols = (size_t)PyArray_DIM(a, ndim - 1);
+    s->stride = ndim == 2 && s->rows > 1 ? (size_t)(PyArray_STRIDE(a, 0) / size) : s->cols;
+    s->dtype = type == NPY_FLOAT32 ? Q35_F32 : type == NPY_FLOAT16 ? Q35_F16 : Q35_BF16;
+    return 0;
+}
+
+const char q35_run_kernel_doc[] =
+    "run_kernel(target, name, *args)\n\n"
+    "Call one kernel on arrays, for tests; outputs are written in place.\n"
+    "  expand y[n] x[n] | narrow y[n] x[n] | dot y[T,R] w[R,n] x[T,n] add | mix y[T,n] p[T,S] v[S,n]\n"
+    "  delta out[T,cols] state[Dk,cols] q[T,Dk] k[T,Dk] v[T,cols] decay[T] beta[T]\n"
+    "  rms_norm y[n] x[n] scale[n] eps | l2_norm x[n] scale | silu_mul y[n] gate[n] up[n]\n"
+    "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> (m', sum)\n"
+    "  scale x[n] a | exp y[n] x[n]";
+
+static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n, const double *number) {
+#define IS(text, count) (strcmp(name, text) == 0 && n == (count))
+    if (IS("expand", 2)) {
+        k->expand[a[1].dtype](a[0].data, a[1].data, a[1].cols);
+    } else if (IS("narrow", 2)) {
+        k->narrow[a[0].dtype](a[0].data, a[1].data, a[1].cols);
+    } else if (IS("dot", 3)) {
+        k->dot[a[1].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride, a[1].rows, a[2].rows,
+                           a[1].cols, number[0] != 0);
+    } else if (IS("mix", 3)) {
+        k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride, a[1].rows, a[2].rows,
+                           a[2].cols);
+    } else if (IS("delta", 7)) {
+        if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
+            return PyErr_Format(PyExc_ValueError, "delta: state is [Dk, cols <= %d] without gaps, q and k have one stride",
+                                Q35_DELTA_COLS);
+        k->delta(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[2].stride, a[4].data, a[4].stride, a[5].data,
+                 a[6].data, a[2].rows, a[1].rows, a[1].cols);
+    } else if (IS("rms_norm", 3)) {
+        k->rms_norm(a[0].data, a[1].data, a[2].data, (float)number[0], a[1].cols);
+    } else if (IS("l2_norm", 1)) {
+        k->l2_norm(a[0].data, (float)number[0], a[0].cols);
+    } else if (IS("silu_mul", 3)) {
+        k->silu_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
+    } else if (IS("sigmoid_mul", 3)) {
+        k->sigmoid_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
+    } else if (IS("conv_silu", 3)) {
+        const float *taps[16];
+        if (a[1].rows > 16) return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most 16", a[1].rows);
+        for (size_t i = 0; i < a[1].rows; i++) taps[i] = (const float *)a[1].data + i * a[1].stride;
+        k->conv_silu(a[0].data, taps, a[2].data, a[2].stride, a[1].rows, a[1].cols);
+    } else if (IS("softmax_step", 1)) {
+        float sum, top = k->softmax_step(a[0].data, a[0].cols, (float)number[0], &sum);
+        return Py_BuildValue("(dd)", (double)top, (double)sum);
+    } else if (IS("scale", 1)) {
+        k->scale(a[0].data, (float)number[0], a[0].cols);
+    } else if (IS("exp", 2)) {
+        k->exp(a[0].data, a[1].data, a[1].cols);
+    } else {
+        return PyErr_Format(PyExc_ValueError, "run_kernel: no kernel '%s' of %zu arrays", name, n);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
+    (void)module;
+    const q35_kernels *tables[Q35_MAX_TARGETS];
+    size_t n_tables = q35_kernels_available(tables), n = 0;
+    Py_ssize_t given = PyTuple_GET_SIZE(args);
+    const char *target = given > 1 ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(args, 0)) : NULL;
+    const char *name = target ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(args, 1)) : NULL;
+    if (!name) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "run_kernel(target, name, *args)");
+        return NULL;
+    }
+    span spans[8];
+    double number[1] = {0};
+    for (Py_ssize_t i = 2; i < given; i++) {
+        PyObject *item = PyTuple_GET_ITEM(args, i);
+        if (PyFloat_Check(item) || PyLong_Check(item)) {
+            number[0] = PyFloat_AsDouble(item);
+        } else if (n == 8 || to_span(item, &spans[n++])) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "run_kernel: at most 8 arrays");
+            return NULL;
+        }
+    }
+    for (size_t i = 0; i < n_tables; i++)
+        if (strcmp(tables[i]->name, target) == 0) return call(tables[i], name, spans, n, number);
+    return PyErr_Format(PyExc_ValueError, "run_kernel: this machine has no target '%s'", target);
+}

@@ -1,0 +1,130 @@
+/* qwen35.h: the engine as its binding sees it. The only header py/ includes from here.
+ *
+ * A model is immutable and shared by threads. A session is one timeline with one user at a time; it borrows its model,
+ * which must outlive it. No function prints, exits or reads the environment; failures fill a status. */
+#ifndef QWEN35_H
+#define QWEN35_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "formats.h"
+#include "status.h"
+
+enum { QWEN35_LINEAR = 0, QWEN35_FULL = 1 }; /* kinds of layer: Gated DeltaNet, gated attention */
+
+typedef struct qwen35_geometry {
+    size_t D, F, V, L;       /* hidden, MLP width, vocabulary rows, layers */
+    size_t Hq, Hkv, Dh, Dr;  /* attention: query heads, kv heads, head dim, rotary dims */
+    size_t Hk, Hv, Dk, Dv;   /* DeltaNet: key heads, value heads, their dims */
+    size_t K;                /* convolution taps */
+    float eps;               /* of every RMSNorm */
+    int tied;                /* the head is the embedding */
+    size_t mrope_section[3]; /* frequencies that follow time, height, width */
+    float rope_scaling;      /* multiplies cos and sin */
+    const float *inv_freq;   /* [Dr / 2]; copied */
+    const uint8_t *kinds;    /* [L] QWEN35_LINEAR or QWEN35_FULL; copied */
+} qwen35_geometry;
+
+/* Read-only bytes of one tensor, checked by the caller: `data` holds the product of `shape` elements. */
+typedef struct qwen35_tensor {
+    const void *data;
+    q35_dtype dtype;
+    int rank;
+    size_t shape[4];
+} qwen35_tensor;
+
+/* Finds a tensor by its checkpoint name; nonzero when there is none. */
+typedef int qwen35_lookup(void *arg, const char *name, qwen35_tensor *tensor);
+
+typedef struct qwen35_model qwen35_model;
+typedef struct qwen35_session qwen35_session;
+typedef struct qwen35_snapshot qwen35_snapshot;
+
+typedef struct qwen35_memory {
+    size_t weights;      /* bytes of the tensors in use, as given */
+    size_t owned;        /* f32 copies of small vectors */
+    size_t kv_per_token; /* K/V of one position over all attention layers */
+    size_t state;        /* recurrent and convolution state of one session */
+    size_t scratch;      /* of one forward call */
+} qwen35_memory;
+
+/* Calls `visit` with every tensor the geometry asks for, in file order, until it returns nonzero. */
+int qwen35_expected_tensors(const qwen35_geometry *geometry, int (*visit)(void *arg, const char *name, int rank, const size_t *shape), void *arg);
+
+qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, int threads, q35_dtype kv_dtype, qwen35_status *status);
+void qwen35_model_free(qwen35_model *model);
+void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
+int qwen35_model_threads(const qwen35_model *model);
+size_t qwen35_model_vocabulary(const qwen35_model *model);
+
+qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_status *status);
+void qwen35_session_free(qwen35_session *session);
+qwen35_session *qwen35_session_fork(qwen35_session *session, qwen35_status *status);
+size_t qwen35_session_position(const qwen35_session *session); /* tokens in the timeline */
+size_t qwen35_session_context(const qwen35_session *session);
+const int32_t *qwen35_session_ids(const qwen35_session *session); /* [position] */
+size_t qwen35_session_bytes(const qwen35_session *session);
+/* Logits after the last token, [V]; NULL while there are none. */
+const float *qwen35_session_logits(const qwen35_session *session);
+
+/* How one call of qwen35_session_append is watched and what it returns besides the session's logits. */
+typedef struct qwen35_append_options {
+    const int32_t *positions; /* [3, T] rotary positions, or NULL: they continue */
+    int (*poll)(void *arg);   /* asked every 20 ms by the calling thread; nonzero cancels */
+    int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
+    void *arg;
+    float *all_logits;    /* [T, V] logits after each token, or NULL */
+    float *logprobs;      /* [T] log-probability of each token under what precedes it, or NULL */
+    int32_t *most_likely; /* [T] with logprobs: the likeliest token at each place */
+} qwen35_append_options;
+
+/* Appends T tokens. When cancelled or failed, the session stands where the last whole chunk ended. */
+int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T, const qwen35_append_options *options, qwen35_status *status);
+
+/* A snapshot shares K/V pages with its session and owns a copy of the recurrent state. */
+qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status *status);
+int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot, qwen35_status *status);
+void qwen35_snapshot_free(qwen35_snapshot *snapshot);
+size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot);
+size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot);
+
+/* The whole timeline as bytes, for a file: `write` is called with consecutive pieces. */
+size_t qwen35_session_dump_bytes(const qwen35_session *session);
+void qwen35_session_dump(const qwen35_session *session, void *bytes);
+int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n, qwen35_status *status);
+
+/* ---- sampling (sample.c) ---- */
+
+typedef struct qwen35_bias {
+    int32_t id;
+    float add;
+} qwen35_bias;
+
+/* Names and meanings are vLLM's SamplingParams; values are checked by the caller. */
+typedef struct qwen35_sampling {
+    float temperature, top_p, min_p;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    size_t top_k;            /* 0: all */
+    const qwen35_bias *bias; /* [n_bias] */
+    size_t n_bias;
+    const int32_t *banned; /* [n_banned] never drawn */
+    size_t n_banned;
+} qwen35_sampling;
+
+/* Draws one token from logits [V]. history [n] holds prompt and answer, the first n_prompt are the prompt.
+   coin in [0, 1) decides. work [2 V] is overwritten. Returns -1 when no token is left. */
+int32_t qwen35_sample(const qwen35_sampling *sampling, const float *logits, size_t V, const int32_t *history, size_t n, size_t n_prompt, double coin, float *work);
+
+/* The next number in [0, 1) of the generator seeded by `seed` at step `step`. */
+double qwen35_coin(uint64_t seed, uint64_t step);
+
+/* log-softmax of logits [V] at the given token, and the n most likely tokens with theirs, likeliest first. */
+double qwen35_logprob(const float *logits, size_t V, int32_t id);
+void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, float *logprobs);
+
+/* Targets this machine can run; the one in use is a process-wide choice made at import. */
+int qwen35_select_target(const char *name);
+const char *qwen35_target(void);
+
+#endif

@@ -1,0 +1,318 @@
+/* session.c: one timeline: tokens go in, logits come out, any point can be kept and returned to.
+ *
+ * append: ids -> chunks -> reserve pages -> forward -> head. A chunk is all or nothing: before a long one the recurrent
+ * state is copied aside, and put back when the chunk is cancelled (K/V behind `position` are simply not there). */
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/kernels.h"
+#include "mem.h"
+#include "model.h"
+
+/* A single token is so short that it is not worth keeping a copy for, unless the model is so large that even one
+   would make a user wait for the cancellation. */
+#define LONG_CHUNK_TOKENS 16
+#define SLOW_MODEL_BYTES ((size_t)4 << 30)
+
+struct qwen35_session {
+    qwen35_model *model;
+    q35_cache cache;
+    size_t context, ids_capacity;
+    int32_t *ids;  /* [position] */
+    float *logits; /* [V] after the last token */
+    int has_logits;
+    float *backup; /* the recurrent state before the chunk under way */
+};
+
+struct qwen35_snapshot {
+    q35_cache cache;
+    int32_t *ids;
+    float *logits;
+    int has_logits;
+    size_t V;
+};
+
+qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_status *status) {
+    qwen35_session *session = q35_alloc(1, sizeof *session, "session", status);
+    if (!session) return NULL;
+    session->model = model;
+    session->context = context;
+    session->logits = q35_alloc(model->g.V, sizeof(float), "session logits", status);
+    session->backup = q35_alloc(q35_cache_state_floats(&model->cache_shape) + 1, sizeof(float), "state copy", status);
+    if (!session->logits || !session->backup || q35_cache_init(&session->cache, &model->cache_shape, status)) {
+        qwen35_session_free(session);
+        return NULL;
+    }
+    return session;
+}
+
+void qwen35_session_free(qwen35_session *session) {
+    if (!session) return;
+    if (session->cache.shape) q35_cache_free(&session->cache);
+    q35_free(session->logits);
+    q35_free(session->backup);
+    q35_free(session->ids);
+    q35_free(session);
+}
+
+size_t qwen35_session_position(const qwen35_session *session) { return session->cache.position; }
+size_t qwen35_session_context(const qwen35_session *session) { return session->context; }
+const int32_t *qwen35_session_ids(const qwen35_session *session) { return session->ids; }
+const float *qwen35_session_logits(const qwen35_session *session) {
+    return session->has_logits ? session->logits : NULL;
+}
+size_t qwen35_session_bytes(const qwen35_session *session) {
+    return q35_cache_bytes(&session->cache) + session->model->g.V * sizeof(float) +
+           q35_cache_state_floats(&session->model->cache_shape) * sizeof(float) + session->ids_capacity * sizeof(int32_t);
+}
+
+static int reserve_ids(qwen35_session *session, size_t n, qwen35_status *status) {
+    if (n <= session->ids_capacity) return Q35_OK;
+    size_t capacity = 2 * session->ids_capacity > n ? 2 * session->ids_capacity : n;
+    int32_t *ids = q35_alloc(capacity, sizeof *ids, "token history", status);
+    if (!ids) return status->code;
+    if (session->cache.position) memcpy(ids, session->ids, session->cache.position * sizeof *ids);
+    q35_free(session->ids);
+    session->ids = ids;
+    session->ids_capacity = capacity;
+    return Q35_OK;
+}
+
+static int check_append(const qwen35_session *session, const int32_t *ids, size_t T,
+                        const qwen35_append_options *options, qwen35_status *status) {
+    size_t V = session->model->g.V, position = session->cache.position;
+    if (session->model->pid != getpid())
+        return q35_fail(status, Q35_FORKED,
+                        "this process was forked after the model was loaded, and its threads stayed behind; load the "
+                        "model in the child, or start processes with \"spawn\"");
+    if (T > session->context || position > session->context - T)
+        return q35_fail(status, Q35_CONTEXT,
+                        "%zu tokens after the %zu already there are more than the context of %zu; load the model with "
+                        "a larger context=",
+                        T, position, session->context);
+    for (size_t t = 0; t < T; t++)
+        if (ids[t] < 0 || (size_t)ids[t] >= V)
+            return q35_fail(status, Q35_ARGUMENT, "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
+    if (options->logprobs && !session->has_logits)
+        return q35_fail(status, Q35_ARGUMENT, "scoring needs at least one token before the scored ones");
+    return Q35_OK;
+}
+
+/* All logits of a chunk, or the log-probability of each of its tokens under the token before it. */
+static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids, size_t T,
+                        size_t done, const qwen35_append_options *options) {
+    size_t V = session->model->g.V, D = session->model->g.D;
+    for (size_t t = 0; t < T; t += Q35_LOGIT_ROWS) {
+        size_t rows = T - t < Q35_LOGIT_ROWS ? T - t : Q35_LOGIT_ROWS;
+        float *logits = options->all_logits ? options->all_logits + (done + t) * V : s->logits;
+        if (q35_head(session->model, team, s, logits, s->h + t * D, rows)) return 1;
+        for (size_t i = 0; options->logprobs && i < rows; i++) {
+            const float *before = i ? logits + (i - 1) * V : session->logits;
+            options->logprobs[done + t + i] = (float)qwen35_logprob(before, V, ids[t + i]);
+            float ignored;
+            qwen35_top_logprobs(before, V, 1, &options->most_likely[done + t + i], &ignored);
+        }
+        memcpy(session->logits, logits + (rows - 1) * V, V * sizeof(float));
+    }
+    return 0;
+}
+
+/* One chunk, all or nothing. */
+static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids, size_t T,
+                        size_t done, size_t total, const qwen35_append_options *options) {
+    qwen35_model *model = session->model;
+    q35_cache *cache = &session->cache;
+    size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float), position = cache->position;
+    int32_t rope_next = cache->rope_next;
+    int keep_copy = T >= LONG_CHUNK_TOKENS || model->weights.given_bytes > SLOW_MODEL_BYTES;
+    int (*poll)(void *) = team->poll;
+    if (keep_copy)
+        memcpy(session->backup, cache->state, state_bytes);
+    else
+        team->poll = NULL;
+    const int32_t *positions = options->positions ? options->positions + done : NULL;
+    int stopped = q35_forward(model, team, cache, s, ids, positions, total, T);
+    if (!stopped && (options->all_logits || options->logprobs))
+        stopped = chunk_logits(session, team, s, ids, T, done, options);
+    else if (!stopped && done + T == total)
+        stopped = q35_head(model, team, s, session->logits, s->h + (T - 1) * model->g.D, 1);
+    team->poll = poll;
+    if (stopped) {
+        memcpy(cache->state, session->backup, state_bytes);
+        cache->position = position;
+        cache->rope_next = rope_next;
+        return 1;
+    }
+    memcpy(session->ids + position, ids, T * sizeof *ids);
+    session->has_logits = options->all_logits || options->logprobs || done + T == total;
+    return 0;
+}
+
+int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T, const qwen35_append_options *options,
+                          qwen35_status *status) {
+    if (check_append(session, ids, T, options, status)) return status->code;
+    if (T == 0) return Q35_OK;
+    if (q35_cache_reserve(&session->cache, T, status)) return status->code;
+    if (reserve_ids(session, session->cache.position + T, status)) return status->code;
+    q35_scratch *scratch = q35_scratch_take(session->model, status);
+    if (!scratch) return status->code;
+    q35_team team;
+    q35_team_init(&team, session->model->threads, options->poll, options->arg);
+    status->code = Q35_OK;
+    for (size_t done = 0; done < T && !status->code;) {
+        size_t n = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
+        if (append_chunk(session, &team, scratch, ids + done, n, done, T, options)) {
+            session->has_logits = done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
+            q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
+            break;
+        }
+        done += n;
+        if (options->progress && options->progress(options->arg, done, T) && done < T)
+            q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
+    }
+    q35_scratch_give(session->model, scratch);
+    return status->code;
+}
+
+/* ---- points in time ---- */
+
+void qwen35_snapshot_free(qwen35_snapshot *snapshot) {
+    if (!snapshot) return;
+    if (snapshot->cache.shape) q35_cache_free(&snapshot->cache);
+    q35_free(snapshot->ids);
+    q35_free(snapshot->logits);
+    q35_free(snapshot);
+}
+
+qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status *status) {
+    size_t position = session->cache.position, V = session->model->g.V;
+    qwen35_snapshot *snapshot = q35_alloc(1, sizeof *snapshot, "snapshot", status);
+    if (!snapshot) return NULL;
+    snapshot->V = V;
+    snapshot->has_logits = session->has_logits;
+    snapshot->ids = q35_alloc(position + 1, sizeof(int32_t), "snapshot", status);
+    snapshot->logits = q35_alloc(V, sizeof(float), "snapshot", status);
+    if (!snapshot->ids || !snapshot->logits || q35_cache_init(&snapshot->cache, session->cache.shape, status) ||
+        q35_cache_copy(&snapshot->cache, &session->cache, status)) {
+        qwen35_snapshot_free(snapshot);
+        return NULL;
+    }
+    if (position) memcpy(snapshot->ids, session->ids, position * sizeof(int32_t));
+    memcpy(snapshot->logits, session->logits, V * sizeof(float));
+    return snapshot;
+}
+
+int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot, qwen35_status *status) {
+    if (snapshot->cache.shape != session->cache.shape)
+        return q35_fail(status, Q35_ARGUMENT, "restore: the snapshot belongs to another model");
+    if (snapshot->cache.position > session->context)
+        return q35_fail(status, Q35_CONTEXT, "restore: the snapshot holds %zu tokens, the session's context is %zu",
+                        snapshot->cache.position, session->context);
+    if (reserve_ids(session, snapshot->cache.position, status)) return status->code;
+    if (q35_cache_copy(&session->cache, &snapshot->cache, status)) return status->code;
+    if (snapshot->cache.position) memcpy(session->ids, snapshot->ids, snapshot->cache.position * sizeof(int32_t));
+    memcpy(session->logits, snapshot->logits, snapshot->V * sizeof(float));
+    session->has_logits = snapshot->has_logits;
+    return Q35_OK;
+}
+
+qwen35_session *qwen35_session_fork(qwen35_session *session, qwen35_status *status) {
+    qwen35_session *fork = qwen35_session_new(session->model, session->context, status);
+    if (!fork) return NULL;
+    size_t position = session->cache.position;
+    if (q35_cache_copy(&fork->cache, &session->cache, status)) goto fail;
+    fork->cache.position = 0; /* reserve_ids copies what is there: nothing yet */
+    if (reserve_ids(fork, position, status)) goto fail;
+    fork->cache.position = position;
+    if (position) memcpy(fork->ids, session->ids, position * sizeof(int32_t));
+    memcpy(fork->logits, session->logits, session->model->g.V * sizeof(float));
+    fork->has_logits = session->has_logits;
+    return fork;
+fail:
+    qwen35_session_free(fork);
+    return NULL;
+}
+
+size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot) { return snapshot->cache.position; }
+size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot) {
+    return q35_cache_bytes(&snapshot->cache) + snapshot->V * sizeof(float) +
+           snapshot->cache.position * sizeof(int32_t);
+}
+
+/* ---- the timeline as bytes: header, ids, logits, state and tails, pages ---- */
+
+typedef struct dump_header {
+    uint64_t position, pages, page_bytes, state_bytes, V;
+    int32_t rope_next, has_logits;
+} dump_header;
+
+static dump_header header_of(const qwen35_session *session) {
+    const q35_cache *cache = &session->cache;
+    return (dump_header){.position = cache->position,
+                         .pages = (cache->position + Q35_PAGE - 1) / Q35_PAGE,
+                         .page_bytes = cache->shape->page_bytes,
+                         .state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
+                         .V = session->model->g.V,
+                         .rope_next = cache->rope_next,
+                         .has_logits = session->has_logits};
+}
+
+static size_t bytes_of(const dump_header *h) {
+    return sizeof *h + h->position * sizeof(int32_t) + h->V * sizeof(float) + h->state_bytes + h->pages * h->page_bytes;
+}
+
+size_t qwen35_session_dump_bytes(const qwen35_session *session) {
+    dump_header header = header_of(session);
+    return bytes_of(&header);
+}
+
+void qwen35_session_dump(const qwen35_session *session, void *bytes) {
+    dump_header h = header_of(session);
+    char *out = bytes;
+    memcpy(out, &h, sizeof h), out += sizeof h;
+    if (h.position) memcpy(out, session->ids, h.position * sizeof(int32_t)), out += h.position * sizeof(int32_t);
+    memcpy(out, session->logits, h.V * sizeof(float)), out += h.V * sizeof(float);
+    memcpy(out, session->cache.state, h.state_bytes), out += h.state_bytes;
+    for (size_t i = 0; i < h.pages; i++, out += h.page_bytes) memcpy(out, session->cache.pages[i]->data, h.page_bytes);
+}
+
+int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n, qwen35_status *status) {
+    dump_header h, own = header_of(session);
+    const char *in = bytes;
+    if (n < sizeof h) return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, a header has %zu", n, sizeof h);
+    memcpy(&h, in, sizeof h), in += sizeof h;
+    if (h.page_bytes != own.page_bytes || h.state_bytes != own.state_bytes || h.V != own.V)
+        return q35_fail(status, Q35_FORMAT, "session dump: made by a model of another shape or kv_dtype");
+    if (h.position > session->context)
+        return q35_fail(status, Q35_CONTEXT, "session dump: %zu tokens, the session's context is %zu",
+                        (size_t)h.position, session->context);
+    if (h.pages != (h.position + Q35_PAGE - 1) / Q35_PAGE || n != bytes_of(&h))
+        return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, its header asks for %zu", n, bytes_of(&h));
+    const int32_t *ids = (const int32_t *)in;
+    for (size_t t = 0; t < h.position; t++) {
+        int32_t id;
+        memcpy(&id, ids + t, sizeof id);
+        if (id < 0 || (uint64_t)id >= h.V)
+            return q35_fail(status, Q35_FORMAT, "session dump: token %zu is %d, expected 0 <= id < %zu", t, (int)id,
+                            (size_t)h.V);
+    }
+    /* Pages that others share must not be written into: start from none. */
+    q35_cache fresh;
+    if (q35_cache_init(&fresh, session->cache.shape, status)) return status->code;
+    if (q35_cache_reserve(&fresh, h.position, status) || reserve_ids(session, h.position, status)) {
+        q35_cache_free(&fresh);
+        return status->code;
+    }
+    q35_cache_free(&session->cache);
+    session->cache = fresh;
+    if (h.position) memcpy(session->ids, in, h.position * sizeof(int32_t));
+    in += h.position * sizeof(int32_t);
+    memcpy(session->logits, in, h.V * sizeof(float)), in += h.V * sizeof(float);
+    memcpy(session->cache.state, in, h.state_bytes), in += h.state_bytes;
+    for (size_t i = 0; i < h.pages; i++, in += h.page_bytes) memcpy(session->cache.pages[i]->data, in, h.page_bytes);
+    session->cache.position = h.position;
+    session->cache.rope_next = h.rope_next;
+    session->has_logits = h.has_logits != 0;
+    return Q35_OK;
+}

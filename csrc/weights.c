@@ -1,0 +1,221 @@
+/* weights.c: the table of expected tensors, and the one place that knows checkpoint names.
+ *
+ * table -> name and shape for this geometry -> lookup -> pointer kept (matrices) or f32 copy (vectors).
+ * Matrices stay where the file is mapped; vectors are small and are stored as the formulae use them. */
+#include "weights.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "mem.h"
+
+#define ROOT "model.language_model."
+#define MAX_NAME 128
+
+/* What becomes of a tensor when it is bound. */
+typedef enum { MATRIX, PLAIN, PLUS_ONE, MINUS_EXP, TAPS } treatment;
+
+/* Dimensions by letter, as in MODEL.md; C is the convolution's channels, Q the rows of q_proj. */
+typedef struct rule {
+    const char *name;
+    char shape[4]; /* letters, outermost first, '1' is one */
+    treatment treatment;
+    size_t offset; /* of the field in q35_layer or q35_weights */
+} rule;
+
+#define W(field) offsetof(q35_weights, field)
+#define LAYER(field) offsetof(q35_layer, field)
+
+static const rule global_rules[] = {
+    {ROOT "embed_tokens.weight", "VD", MATRIX, W(embedding)},
+    {ROOT "norm.weight", "D", PLUS_ONE, W(final_norm)},
+    {"lm_head.weight", "VD", MATRIX, W(head)}, /* only where it is not tied */
+};
+static const rule every_layer_rules[] = {
+    {"mlp.gate_proj.weight", "FD", MATRIX, LAYER(gate)},
+    {"mlp.up_proj.weight", "FD", MATRIX, LAYER(up)},
+    {"mlp.down_proj.weight", "DF", MATRIX, LAYER(down)},
+    {"input_layernorm.weight", "D", PLUS_ONE, LAYER(input_norm)},
+    {"post_attention_layernorm.weight", "D", PLUS_ONE, LAYER(post_norm)},
+};
+static const rule full_rules[] = {
+    {"self_attn.q_proj.weight", "QD", MATRIX, LAYER(q)},
+    {"self_attn.k_proj.weight", "kD", MATRIX, LAYER(k)},
+    {"self_attn.v_proj.weight", "kD", MATRIX, LAYER(v)},
+    {"self_attn.o_proj.weight", "Dq", MATRIX, LAYER(o)},
+    {"self_attn.q_norm.weight", "h", PLUS_ONE, LAYER(q_norm)},
+    {"self_attn.k_norm.weight", "h", PLUS_ONE, LAYER(k_norm)},
+};
+static const rule linear_rules[] = {
+    {"linear_attn.in_proj_qkv.weight", "CD", MATRIX, LAYER(qkv)},
+    {"linear_attn.in_proj_z.weight", "zD", MATRIX, LAYER(z)},
+    {"linear_attn.in_proj_b.weight", "HD", MATRIX, LAYER(b)},
+    {"linear_attn.in_proj_a.weight", "HD", MATRIX, LAYER(a)},
+    {"linear_attn.conv1d.weight", "C1K", TAPS, LAYER(conv)},
+    {"linear_attn.out_proj.weight", "Dz", MATRIX, LAYER(out)},
+    {"linear_attn.norm.weight", "v", PLAIN, LAYER(gated_norm)},
+    {"linear_attn.A_log", "H", MINUS_EXP, LAYER(A)},
+    {"linear_attn.dt_bias", "H", PLAIN, LAYER(dt_bias)},
+};
+
+static size_t dimension(const qwen35_geometry *g, char letter) {
+    switch (letter) {
+    case 'V': return g->V;
+    case 'D': return g->D;
+    case 'F': return g->F;
+    case 'Q': return g->Hq * 2 * g->Dh;
+    case 'q': return g->Hq * g->Dh;
+    case 'k': return g->Hkv * g->Dh;
+    case 'h': return g->Dh;
+    case 'C': return 2 * g->Hk * g->Dk + g->Hv * g->Dv;
+    case 'z': return g->Hv * g->Dv;
+    case 'H': return g->Hv;
+    case 'v': return g->Dv;
+    case 'K': return g->K;
+    default: return 1;
+    }
+}
+
+/* One expected tensor: its full name, its rule, and the struct its field is in. */
+typedef struct expected {
+    char name[MAX_NAME];
+    const rule *rule;
+    int rank;
+    size_t shape[4];
+    size_t count;
+    void *owner;
+} expected;
+
+typedef int visitor(void *arg, const expected *tensor);
+
+static int visit_rules(const qwen35_geometry *g, const rule *rules, size_t n, const char *prefix,
+                       void *owner, visitor *visit, void *arg) {
+    for (size_t i = 0; i < n; i++) {
+        expected tensor = {.rule = &rules[i], .owner = owner, .count = 1};
+        snprintf(tensor.name, sizeof tensor.name, "%s%s", prefix, rules[i].name);
+        for (; tensor.rank < 4 && rules[i].shape[tensor.rank]; tensor.rank++) {
+            tensor.shape[tensor.rank] = dimension(g, rules[i].shape[tensor.rank]);
+            tensor.count *= tensor.shape[tensor.rank];
+        }
+        int stop = visit(arg, &tensor);
+        if (stop) return stop;
+    }
+    return 0;
+}
+
+#define COUNT(rules) (sizeof(rules) / sizeof(rules)[0])
+
+/* Every expected tensor in file order. `weights` may be NULL where only names and shapes are wanted. */
+static int visit_all(const qwen35_geometry *g, q35_weights *weights, visitor *visit, void *arg) {
+    int stop = visit_rules(g, global_rules, COUNT(global_rules) - (g->tied ? 1 : 0), "", weights, visit, arg);
+    for (size_t l = 0; l < g->L && !stop; l++) {
+        void *layer = weights ? &weights->layers[l] : NULL;
+        char prefix[MAX_NAME];
+        snprintf(prefix, sizeof prefix, ROOT "layers.%zu.", l);
+        stop = visit_rules(g, every_layer_rules, COUNT(every_layer_rules), prefix, layer, visit, arg);
+        if (stop) break;
+        stop = g->kinds[l] == QWEN35_FULL
+                   ? visit_rules(g, full_rules, COUNT(full_rules), prefix, layer, visit, arg)
+                   : visit_rules(g, linear_rules, COUNT(linear_rules), prefix, layer, visit, arg);
+    }
+    return stop;
+}
+
+typedef struct names_visit {
+    int (*visit)(void *arg, const char *name, int rank, const size_t *shape);
+    void *arg;
+} names_visit;
+
+static int visit_name(void *arg, const expected *tensor) {
+    const names_visit *names = arg;
+    return names->visit(names->arg, tensor->name, tensor->rank, tensor->shape);
+}
+
+int qwen35_expected_tensors(const qwen35_geometry *geometry,
+                            int (*visit)(void *, const char *, int, const size_t *), void *arg) {
+    names_visit names = {visit, arg};
+    return visit_all(geometry, NULL, visit_name, &names);
+}
+
+static int count_owned(void *arg, const expected *tensor) {
+    if (tensor->rule->treatment != MATRIX) *(size_t *)arg += tensor->count;
+    return 0;
+}
+
+typedef struct binding {
+    qwen35_lookup *lookup;
+    void *arg;
+    float *next; /* where the next vector goes */
+    size_t given_bytes;
+    qwen35_status *status;
+} binding;
+
+static void treat(float *y, const qwen35_tensor *given, const expected *tensor) {
+    q35_kernel->expand[given->dtype](y, given->data, tensor->count);
+    if (tensor->rule->treatment == PLUS_ONE)
+        for (size_t i = 0; i < tensor->count; i++) y[i] += 1.0f;
+    if (tensor->rule->treatment == MINUS_EXP)
+        for (size_t i = 0; i < tensor->count; i++) y[i] = -expf(y[i]);
+}
+
+/* [C, 1, K] as stored -> [K, C] */
+static void transpose_taps(float *y, const qwen35_tensor *given, size_t C, size_t K) {
+    const char *data = given->data;
+    size_t bytes = q35_dtype_bytes(given->dtype);
+    for (size_t c = 0; c < C; c++)
+        for (size_t k = 0; k < K; k++)
+            q35_kernel->expand[given->dtype](y + k * C + c, data + (c * K + k) * bytes, 1);
+}
+
+static int bind_one(void *arg, const expected *tensor) {
+    binding *b = arg;
+    qwen35_tensor given;
+    if (b->lookup(b->arg, tensor->name, &given))
+        return q35_fail(b->status, Q35_FORMAT, "tensor %s is missing", tensor->name);
+    int same = given.rank == tensor->rank;
+    for (int i = 0; same && i < given.rank; i++) same = given.shape[i] == tensor->shape[i];
+    if (!same)
+        return q35_fail(b->status, Q35_FORMAT, "tensor %s: shape differs from what config.json asks for",
+                        tensor->name);
+    b->given_bytes += tensor->count * q35_dtype_bytes(given.dtype);
+    void *field = (char *)tensor->owner + tensor->rule->offset;
+    if (tensor->rule->treatment == MATRIX) {
+        *(q35_matrix *)field = (q35_matrix){given.data, given.dtype, given.shape[0], given.shape[1]};
+        return 0;
+    }
+    *(float **)field = b->next;
+    if (tensor->rule->treatment == TAPS)
+        transpose_taps(b->next, &given, tensor->shape[0], tensor->shape[2]);
+    else
+        treat(b->next, &given, tensor);
+    b->next += tensor->count;
+    return 0;
+}
+
+int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
+                     void *arg, qwen35_status *status) {
+    memset(weights, 0, sizeof *weights);
+    size_t n_owned = 0;
+    visit_all(geometry, NULL, count_owned, &n_owned);
+    weights->layers = q35_alloc(geometry->L, sizeof *weights->layers, "layer table", status);
+    weights->owned = q35_alloc(n_owned, sizeof(float), "weight vectors", status);
+    if (!weights->layers || !weights->owned) goto fail;
+    for (size_t l = 0; l < geometry->L; l++) weights->layers[l].kind = geometry->kinds[l];
+    binding b = {lookup, arg, weights->owned, 0, status};
+    if (visit_all(geometry, weights, bind_one, &b)) goto fail;
+    if (geometry->tied) weights->head = weights->embedding;
+    weights->owned_bytes = n_owned * sizeof(float);
+    weights->given_bytes = b.given_bytes;
+    return Q35_OK;
+fail:
+    q35_weights_free(weights);
+    return status->code;
+}
+
+void q35_weights_free(q35_weights *weights) {
+    q35_free(weights->layers);
+    q35_free(weights->owned);
+    memset(weights, 0, sizeof *weights);
+}

@@ -1,0 +1,40 @@
+/* Names -> layer structs, once, against one table of expected shapes. */
+#ifndef Q35_WEIGHTS_H
+#define Q35_WEIGHTS_H
+
+#include "qwen35.h"
+
+/* A weight matrix as stored, row-major: y = W x. */
+typedef struct q35_matrix {
+    const void *data; /* [rows, cols] */
+    q35_dtype dtype;
+    size_t rows, cols;
+} q35_matrix;
+
+typedef struct q35_layer {
+    int kind;
+    float *input_norm, *post_norm; /* [D] 1 + w */
+    q35_matrix gate, up, down;     /* [F, D], [F, D], [D, F] */
+    /* QWEN35_FULL */
+    q35_matrix q, k, v, o;  /* [Hq 2 Dh, D] (per head: query, gate), [Hkv Dh, D] x 2, [D, Hq Dh] */
+    float *q_norm, *k_norm; /* [Dh] 1 + w */
+    /* QWEN35_LINEAR */
+    q35_matrix qkv, z, b, a, out; /* [2 Hk Dk + Hv Dv, D], [Hv Dv, D], [Hv, D] x 2, [D, Hv Dv] */
+    float *conv;                  /* [K, 2 Hk Dk + Hv Dv]: taps outermost, so that channels are a vector */
+    float *A, *dt_bias;           /* [Hv] -exp(A_log), and the bias of softplus */
+    float *gated_norm;            /* [Dv] w, without the 1 */
+} q35_layer;
+
+typedef struct q35_weights {
+    q35_matrix embedding, head; /* [V, D]; the same bytes when tied */
+    float *final_norm;          /* [D] 1 + w */
+    q35_layer *layers;          /* [L] */
+    float *owned;               /* the block all float vectors above lie in */
+    size_t owned_bytes, given_bytes;
+} q35_weights;
+
+/* Binds every tensor or fails naming the first that is missing or has another shape. */
+int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, qwen35_status *status);
+void q35_weights_free(q35_weights *weights);
+
+#endif

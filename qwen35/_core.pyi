@@ -1,0 +1,142 @@
+"""The native module. Mechanism only: it takes checked arrays and numbers, and knows no files, prompts or templates."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Isa = Literal["c", "avx2", "avx512"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+class Geometry(TypedDict):
+    """Everything the core needs of a config.json, already validated (`config.py` makes it)."""
+
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    layer_types: list[str]  # "linear_attention" | "full_attention", one a layer
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    mrope_section: tuple[int, int, int]  # sums to len(inv_freq)
+    inv_freq: NDArray[np.float32]  # [Dr / 2], rope scaling (YaRN) already applied
+    rope_attention_scaling: float  # multiplies cos and sin; 1.0 without YaRN
+
+def expected_tensors(geometry: Geometry) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every text tensor a checkpoint of this geometry holds, in file order."""
+
+def cpu() -> dict[str, Any]:
+    """{"isa": in use, "available": (...), "features": (...), "vendor": str, "blas": str}."""
+
+class Model:
+    """Weights bound to names. Immutable; shared by threads and sessions."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        tensors: Mapping[str, NDArray[Any]],  # float32, float16, or bfloat16 seen as uint16; C-contiguous
+        *,
+        threads: int = 1,
+        kv_dtype: Dtype = "float16",
+    ) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def memory(self) -> dict[str, int]:
+        """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (one session), scratch."""
+    def session(self, context: int) -> Session: ...
+
+class Snapshot:
+    """A point in a session's timeline. Cheap: recurrent state copied, K/V pages shared."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Session:
+    """One timeline, one user at a time (BusyError otherwise). Made by Model.session()."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """A copy of the tokens in the timeline, [position]."""
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """Logits after the last token, [V]; None before the first."""
+    @property
+    def nbytes(self) -> int: ...
+    def prefill(
+        self,
+        ids: NDArray[np.int32],
+        *,
+        position_ids: NDArray[np.int32] | None = None,  # [3, T]; None: continue
+        progress: Callable[[int, int], object] | None = None,  # tokens done, tokens in all
+    ) -> None:
+        """Append ids. KeyboardInterrupt (or what `progress` raises) leaves the session before the call's first token
+        that was not yet done in whole chunks; `position` tells."""
+    def logits_all(self, ids: NDArray[np.int32], *, position_ids: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+        """Append ids and return the logits after each, [T, V]."""
+    def score(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Append ids (at least one token must be there before); log-probability of each under what precedes it [T],
+        and the most likely token at each place [T]. No [T, V] matrix is made."""
+    def snapshot(self) -> Snapshot: ...
+    def restore(self, snapshot: Snapshot) -> None: ...
+    def fork(self) -> Session: ...
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """The whole timeline as arrays: ids, state, conv, k, v, logits, meta."""
+    def undump(self, arrays: Mapping[str, NDArray[Any]]) -> None: ...
+    def generate(
+        self,
+        ids: NDArray[np.int32],  # appended first; may be empty where logits are there
+        *,
+        pixels: NDArray[np.float32] | None = None,
+        position_ids: NDArray[np.int32] | None = None,
+        max_tokens: int = -1,  # -1: until the context is full
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop_token_ids: Iterable[int] = (),
+        logprobs: int = -1,  # -1: none; 0: of the chosen token; n: and of the n most likely
+        progress: Callable[[int, int], object] | None = None,
+    ) -> NativeStream: ...
+
+class NativeStream(Iterator[tuple[int, float | None, list[tuple[int, float]]]]):
+    """Tokens as they are decoded: (id, logprob, [(id, logprob), ...]). The prompt is prefilled by the first next().
+    A stop token is yielded last; then finish_reason is "stop". The last token yielded is not yet in the session."""
+
+    def cancel(self) -> None:
+        """From any thread: the stream ends at the next poll (within a layer) with finish_reason "cancelled"."""
+    def force(self, ids: Sequence[int]) -> None:
+        """These tokens come next instead of sampled ones."""
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "cancelled"] | None: ...
+    @property
+    def timings(self) -> dict[str, float]:
+        """prompt_tokens, prefill_s, decode_tokens, decode_s."""
+
+def sample(logits: NDArray[np.float32], *, coin: float, history: NDArray[np.int32], n_prompt: int, **fields: Any) -> int:
+    """One draw with the sampler's own code, for tests: `coin` in [0, 1) takes the place of the generator."""
+
+def kernels() -> tuple[str, ...]:
+    """Targets this machine can run, best last, for tests."""
+
+def run_kernel(target: str, name: str, *args: Any) -> None:
+    """Call one kernel of one target on arrays, for tests (py/testing.c has the argument lists)."""
