@@ -1,8 +1,10 @@
-"""config.json -> Config: every field declared once, with its range, and checked before anything is computed from it.
+"""config.json -> Config: every field declared once, with its range, and checked before anything is
+computed from it.
 
-The released layout nests `text_config` and `vision_config` (model_type `qwen3_5`); a text-only model saved by
-transformers has the text fields at the top (model_type `qwen3_5_text`). Defaults are transformers' own; sizes that no
-one should guess have none. Fields that name code (`auto_map`, `trust_remote_code`) are ignored.
+The released layout nests `text_config` and `vision_config` (model_type `qwen3_5`); a text-only
+model saved by transformers has the text fields at the top (model_type `qwen3_5_text`). Defaults are
+transformers' own; sizes that no one should guess have none. Fields that name code (`auto_map`,
+`trust_remote_code`) are ignored.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from .fields import as_json, entry, nearest, read_fields
 from .json_file import read_json
 from .rope import KNOWN_KEYS, Rope, inverse_frequencies, read_rope, rope_of
 
-SUPPORTED = "supported: 'qwen3_5' (text, images, video) and 'qwen3_5_text' (text only), the dense Qwen3.5 models"
+SUPPORTED = "supported: the dense Qwen3.5 models, 'qwen3_5' and 'qwen3_5_text' (text only)"
 LAYER_KINDS = ("linear_attention", "full_attention")
 
 
@@ -99,9 +101,10 @@ class Config:
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)
         same = (
-            "hidden_size intermediate_size vocab_size num_attention_heads num_key_value_heads head_dim "
-            "linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim "
-            "linear_conv_kernel_dim rms_norm_eps tie_word_embeddings mrope_section"
+            "hidden_size intermediate_size vocab_size num_attention_heads num_key_value_heads "
+            "head_dim linear_num_key_heads linear_num_value_heads linear_key_head_dim "
+            "linear_value_head_dim linear_conv_kernel_dim rms_norm_eps tie_word_embeddings "
+            "mrope_section"
         )
         return {
             **{name: getattr(text, name) for name in same.split()},
@@ -112,7 +115,7 @@ class Config:
 
     @property
     def context_limit(self) -> int:
-        """Tokens the positions were made for: the trained length, or with YaRN the stretched one."""
+        """Tokens the positions were made for: the trained length, with YaRN the stretched one."""
         yarn = self.text.rope_scaling
         if yarn is None:
             return self.text.max_position_embeddings
@@ -122,7 +125,8 @@ class Config:
         """This config with its rope scaling replaced, e.g. by {"rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 262144}; "default" turns scaling off.
 
-        Raises TypeError or ValueError about the argument, UnsupportedModelError for a type that is not run.
+        Raises TypeError or ValueError about the argument, UnsupportedModelError for a type that is
+        not run.
         """
         if not isinstance(given, Mapping):
             raise TypeError(f"rope_scaling: expected a dict or None, got {type(given).__name__}")
@@ -156,8 +160,8 @@ class Config:
 def read_config(path: Path) -> Config:
     """Read and check a config.json.
 
-    Raises FileNotFoundError, ModelFormatError (a broken or contradictory file) or UnsupportedModelError (another
-    architecture, a quantized checkpoint).
+    Raises FileNotFoundError, ModelFormatError (a broken or contradictory file) or
+    UnsupportedModelError (another architecture, a quantized checkpoint).
     """
     return config_from(read_json(path), where=str(path))
 
@@ -214,8 +218,9 @@ def _refuse_quantized(raw: Mapping[str, Any], where: str) -> None:
         return
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
     raise UnsupportedModelError(
-        f"{where}quantization_config.quant_method={as_json(method)}: only bfloat16, float16 and float32 weights are "
-        "read; take the unquantized checkpoint (to make it smaller, convert that one with `qwen35 quantize`)"
+        f"{where}quantization_config.quant_method={as_json(method)}: only bfloat16, float16 and "
+        "float32 weights are read; take the unquantized checkpoint (to make it smaller, convert "
+        "that one with `qwen35 quantize`)"
     )
 
 
@@ -277,7 +282,8 @@ def _layer_types(given: Any, values: Mapping[str, Any], where: str) -> tuple[str
     for index, kind in enumerate(given):
         if kind not in LAYER_KINDS:
             raise ModelFormatError(
-                f"{where}layer_types[{index}]={as_json(kind)}: expected one of {', '.join(map(repr, LAYER_KINDS))}"
+                f"{where}layer_types[{index}]={as_json(kind)}: expected one of "
+                f"{', '.join(map(repr, LAYER_KINDS))}"
             )
     return tuple(given)
 
@@ -295,24 +301,27 @@ def _vision(raw: Mapping[str, Any], text: TextConfig, where: str) -> VisionConfi
     values = read_fields(VisionConfig, raw, where=where)
     if values["hidden_act"] != "gelu_pytorch_tanh":
         raise UnsupportedModelError(
-            f"{where}hidden_act={as_json(values['hidden_act'])}: only 'gelu_pytorch_tanh' is supported"
+            f"{where}hidden_act={as_json(values['hidden_act'])}: only 'gelu_pytorch_tanh' is "
+            "supported"
         )
     _multiple(values, "hidden_size", "num_heads", where)
     side = math.isqrt(values["num_position_embeddings"])
     if side * side != values["num_position_embeddings"]:
         raise ModelFormatError(
-            f"{where}num_position_embeddings={values['num_position_embeddings']}: expected a square number "
-            "(the position table covers a square)"
+            f"{where}num_position_embeddings={values['num_position_embeddings']}: expected a "
+            "square number (the position table covers a square)"
         )
     if values["out_hidden_size"] != text.hidden_size:
         raise ModelFormatError(
-            f"{where}out_hidden_size={values['out_hidden_size']} differs from text_config.hidden_size={text.hidden_size}"
+            f"{where}out_hidden_size={values['out_hidden_size']} differs from "
+            f"text_config.hidden_size={text.hidden_size}"
         )
     indexes = raw.get("deepstack_visual_indexes")
     indexes = [] if indexes is None else indexes
     whole = isinstance(indexes, list) and all(type(i) is int for i in indexes)
     if not whole or not all(0 <= i < values["depth"] for i in indexes):
         raise ModelFormatError(
-            f"{where}deepstack_visual_indexes={as_json(indexes)}: expected a list of layers in [0, {values['depth'] - 1}]"
+            f"{where}deepstack_visual_indexes={as_json(indexes)}: expected a list of layers in [0, "
+            f"{values['depth'] - 1}]"
         )
     return VisionConfig(**values, deepstack_visual_indexes=tuple(indexes))

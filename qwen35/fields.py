@@ -1,4 +1,6 @@
-"""Declared fields: a dataclass whose entries carry range and default, filled from JSON that is not trusted."""
+"""Declared fields: a dataclass whose entries carry range and default, filled from JSON that is not
+trusted.
+"""
 
 import dataclasses
 import difflib
@@ -20,7 +22,9 @@ def entry(
     default: Any = _REQUIRED,
     optional: bool = False,
 ) -> Any:
-    """A dataclass field read from JSON: its type, inclusive range and default. `optional` lets null stand for None."""
+    """A dataclass field read from JSON: its type, inclusive range and default. `optional` lets null
+    stand for None.
+    """
     return dataclasses.field(
         metadata={"kind": kind, "low": low, "high": high, "default": default, "optional": optional}
     )
@@ -29,7 +33,8 @@ def entry(
 def read_fields(owner: type, raw: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Values of every declared entry of the dataclass `owner`, from `raw` or the default.
 
-    `where` (file and section) opens the ModelFormatError that a missing, mistyped or out-of-range value gives.
+    `where` (file and section) opens the ModelFormatError that a missing, mistyped or out-of-range
+    value gives.
     """
     values = {}
     for field in dataclasses.fields(owner):

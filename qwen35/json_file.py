@@ -1,7 +1,9 @@
-"""Small files that nobody vouches for: opened only when regular, read up to a limit, JSON checked before it is parsed.
+"""Small files that nobody vouches for: opened only when regular, read up to a limit, JSON checked
+before it is parsed.
 
-Used for config.json, the shard index, generation_config.json, tokenizer_config.json, the chat template and the headers
-of safetensors files. Every failure is a ModelFormatError that names the file, and for JSON the line and column.
+Used for config.json, the shard index, generation_config.json, tokenizer_config.json, the chat
+template and the headers of safetensors files. Every failure is a ModelFormatError that names the
+file, and for JSON the line and column.
 """
 
 import errno
@@ -19,7 +21,7 @@ MAX_DEPTH = 64
 MAX_TOKENS = 1_000_000  # strings, numbers and brackets; bounds the memory that parsing takes
 MAX_DIGITS = 64  # digits in a row; keeps the conversion of an integer linear
 
-# A string (also one that never ends), a bracket, a run of digits, or a constant that JSON does not have.
+# A string (also one that never ends), a bracket, a run of digits, a constant JSON does not have.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]|[0-9]+|-?(?:NaN|Infinity)', re.DOTALL)
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
@@ -30,7 +32,9 @@ class _Duplicate(ValueError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`value` as it may appear in a message: repr (so control characters are escaped), cut to `limit` characters."""
+    """`value` as it may appear in a message: repr (so control characters are escaped), cut to
+    `limit` characters.
+    """
     if isinstance(value, str) and len(value) > limit:
         return f"{value[:limit]!r}... ({len(value)} characters)"
     text = repr(value)
@@ -40,8 +44,8 @@ def shown(value: object, limit: int = 80) -> str:
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, unbuffered; never blocks on a FIFO and never reads a device.
 
-    Raises FileNotFoundError when there is nothing, PermissionError as the system says, ModelFormatError for anything
-    that is not a regular file.
+    Raises FileNotFoundError when there is nothing, PermissionError as the system says,
+    ModelFormatError for anything that is not a regular file.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -107,7 +111,8 @@ def decode(data: bytes, *, where: str) -> str:
 def parse_json(data: bytes, *, where: str) -> dict[str, Any]:
     """Parse a JSON object within the limits above. `where` opens every message.
 
-    Stricter than Python's json: no NaN or Infinity, no duplicate keys, no byte order mark, an object at the top.
+    Stricter than Python's json: no NaN or Infinity, no duplicate keys, no byte order mark, an
+    object at the top.
     """
     text = decode(data, where=where)
     _scan(text, where)
@@ -127,7 +132,9 @@ def parse_json(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def _scan(text: str, where: str) -> None:
-    """Refuse what Python's parser would accept or choke on: depth, count, long numbers, constants that are not JSON."""
+    """Refuse what Python's parser would accept or choke on: depth, count, long numbers, constants
+    that are not JSON.
+    """
 
     def fail(at: int, message: str) -> NoReturn:
         raise ModelFormatError(f"{where}: {_place(text, at)}: {message}")

@@ -1,7 +1,8 @@
-"""Rotary embedding: its parameters in every spelling the files use, and the frequencies, with or without YaRN.
+"""Rotary embedding: its parameters in every spelling the files use, and the frequencies, with or
+without YaRN.
 
-The formulas are those of transformers' `modeling_rope_utils` (YaRN: Peng et al. 2023, arXiv:2309.00071), in the same
-precision and order, so that the float32 frequencies agree with it.
+The formulas are those of transformers' `modeling_rope_utils` (YaRN: Peng et al. 2023,
+arXiv:2309.00071), in the same precision and order, so that the float32 frequencies agree with it.
 """
 
 import dataclasses
@@ -59,8 +60,9 @@ def read_rope(
 ) -> Rope:
     """Rope parameters of a text config.
 
-    `rope_parameters` is the released spelling. Older files hold `rope_theta` and `partial_rotary_factor` beside the
-    other fields and YaRN in `rope_scaling`, which wins where it is not empty, as in transformers.
+    `rope_parameters` is the released spelling. Older files hold `rope_theta` and
+    `partial_rotary_factor` beside the other fields and YaRN in `rope_scaling`, which wins where it
+    is not empty, as in transformers.
     """
     section = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     parameters = raw.get(section)
@@ -89,8 +91,8 @@ def rope_of(
     rotary = int(head_dim * values["partial_rotary_factor"])
     if rotary < 2 or rotary % 2:
         raise ModelFormatError(
-            f"{where}partial_rotary_factor={values['partial_rotary_factor']} of head_dim={head_dim} gives {rotary} "
-            "rotary dims: expected an even number, at least 2"
+            f"{where}partial_rotary_factor={values['partial_rotary_factor']} of "
+            f"head_dim={head_dim} gives {rotary} rotary dims: expected an even number, at least 2"
         )
     sections = _sections(parameters.get("mrope_section"), rotary // 2, where)
     scaling = _yarn(parameters, max_position_embeddings, where) if kind == "yarn" else None
@@ -100,8 +102,8 @@ def rope_of(
 def _sections(given: Any, pairs: int, where: str) -> tuple[int, int, int]:
     """How many of the `pairs` frequencies turn with time, height and width.
 
-    Without a list in the file, what transformers' default of 11, 11, 10 means for that many: height takes indices 1, 4,
-    7, ... below 33, width 2, 5, 8, ... below 30, time the rest.
+    Without a list in the file, what transformers' default of 11, 11, 10 means for that many: height
+    takes indices 1, 4, 7, ... below 33, width 2, 5, 8, ... below 30, time the rest.
     """
     if given is None:
         height = len(range(1, min(3 * DEFAULT_SECTIONS[1], pairs), 3))
@@ -112,7 +114,8 @@ def _sections(given: Any, pairs: int, where: str) -> tuple[int, int, int]:
     )
     if not whole or len(given) != 3 or sum(given) != pairs:
         raise ModelFormatError(
-            f"{where}mrope_section={as_json(given)}: expected three integers that sum to {pairs}, half the rotary dims"
+            f"{where}mrope_section={as_json(given)}: expected three integers that sum to {pairs}, "
+            "half the rotary dims"
         )
     return tuple(given)
 
@@ -127,16 +130,20 @@ def _yarn(
         values["factor"] = max_position_embeddings / original
     if (values["beta_fast"] or 32) < (values["beta_slow"] or 1):
         raise ModelFormatError(
-            f"{where}beta_fast={values['beta_fast'] or 32} is below beta_slow={values['beta_slow'] or 1}"
+            f"{where}beta_fast={values['beta_fast'] or 32} is below "
+            f"beta_slow={values['beta_slow'] or 1}"
         )
     return {"rope_type": "yarn", **{name: v for name, v in values.items() if v is not None}}
 
 
 def inverse_frequencies(rope: Rope, *, head_dim: int) -> tuple[NDArray[np.float32], float]:
-    """Angle per position of each rotary pair, float32 [Dr / 2], and the factor on cos and sin (1.0 without YaRN)."""
+    """Angle per position of each rotary pair, float32 [Dr / 2], and the factor on cos and sin (1.0
+    without YaRN).
+    """
     rotary = int(head_dim * rope.partial_rotary_factor)
     exponents = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
-    # torch's float32 power is almost always correctly rounded, NumPy's is not: float64, rounded once, agrees with torch.
+    # torch's float32 power is almost always correctly rounded, NumPy's is not: float64, rounded
+    # once, agrees with torch.
     wavelengths = np.power(rope.rope_theta, exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / wavelengths
     yarn = rope.scaling
@@ -150,7 +157,9 @@ def inverse_frequencies(rope: Rope, *, head_dim: int) -> tuple[NDArray[np.float3
 
 
 def _yarn_ramp(yarn: Mapping[str, Any], rotary: int, theta: float) -> NDArray[np.float32]:
-    """0 for pairs that keep their frequency, 1 for those divided by the factor, a line between; float32 [Dr / 2]."""
+    """0 for pairs that keep their frequency, 1 for those divided by the factor, a line between;
+    float32 [Dr / 2].
+    """
 
     def pair_that_turns(times: float) -> float:
         length = yarn["original_max_position_embeddings"]

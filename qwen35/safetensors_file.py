@@ -1,8 +1,9 @@
 """Safetensors files, mapped read-only: header checked in full, then zero-copy views of the data.
 
-The format: 8 bytes little-endian header length N, N bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}},
-then the data. Tensors lie back to back in the order of the header and end with the file, so a truncated, padded or
-overlapping file is found before its first weight is used. Nothing is trusted before it was compared with the file's size.
+The format: 8 bytes little-endian header length N, N bytes of JSON {name: {"dtype", "shape",
+"data_offsets": [begin, end]}}, then the data. Tensors lie back to back in the order of the header
+and end with the file, so a truncated, padded or overlapping file is found before its first weight
+is used. Nothing is trusted before it was compared with the file's size.
 """
 
 import itertools
@@ -52,8 +53,8 @@ class Span:
 class SafetensorsFile(Mapping[str, NDArray[Any]]):
     """The tensors of one file, in file order: read-only views, made when asked for.
 
-    A tensor whose data is not aligned for its dtype is copied at its first use. A view keeps the mapping alive, also after
-    close(). `spans` tells shapes and dtypes without touching the data.
+    A tensor whose data is not aligned for its dtype is copied at its first use. A view keeps the
+    mapping alive, also after close(). `spans` tells shapes and dtypes without touching the data.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,15 +99,20 @@ class SafetensorsFile(Mapping[str, NDArray[Any]]):
         return len(self._map) if self._map is not None else 0
 
     def check_unchanged(self) -> None:
-        """Raise ModelFormatError when the mapped file has another size now: reading on could kill the process."""
+        """Raise ModelFormatError when the mapped file has another size now: reading on could kill
+        the process.
+        """
         if self._map is not None and self._map.size() != len(self._map):
             raise ModelFormatError(
-                f"{self.path}: the file has {self._map.size()} bytes now and had {len(self._map)} when it was loaded; "
-                "load the model again (replace files by renaming, never in place)"
+                f"{self.path}: the file has {self._map.size()} bytes now and had {len(self._map)} "
+                "when it was loaded; load the model again (replace files by renaming, never in "
+                "place)"
             )
 
     def page_in(self, chunk_bytes: int = 64 << 20) -> Iterator[int]:
-        """Bring the file into memory piece by piece, yielding the bytes done. Does nothing where the system cannot."""
+        """Bring the file into memory piece by piece, yielding the bytes done. Does nothing where
+        the system cannot.
+        """
         populate = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ, Linux 5.14
         for begin in range(0, self.nbytes, chunk_bytes):
             length = min(chunk_bytes, self.nbytes - begin)
@@ -124,7 +130,9 @@ class SafetensorsFile(Mapping[str, NDArray[Any]]):
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
-    """Map a file. Raises FileNotFoundError, ModelFormatError (broken file), UnsupportedModelError (another dtype)."""
+    """Map a file. Raises FileNotFoundError, ModelFormatError (broken file), UnsupportedModelError
+    (another dtype).
+    """
     return SafetensorsFile(path)
 
 
@@ -133,16 +141,19 @@ def _read_header(file: Any, size: int, where: str) -> tuple[dict[str, Any], int]
     prefix = file.read(8) if size >= 8 else b""
     if len(prefix) < 8:
         raise ModelFormatError(
-            f"{where}: header truncated: the file has {size} bytes, a safetensors file at least 8; download it again"
+            f"{where}: header truncated: the file has {size} bytes, a safetensors file at least 8; "
+            "download it again"
         )
     (length,) = struct.unpack("<Q", prefix)
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise ModelFormatError(
-            f"{where}: header length {length}: expected 2 to {MAX_HEADER_BYTES} bytes; not a safetensors file?"
+            f"{where}: header length {length}: expected 2 to {MAX_HEADER_BYTES} bytes; not a "
+            "safetensors file?"
         )
     if 8 + length > size:
         raise ModelFormatError(
-            f"{where}: header truncated: it needs {8 + length} bytes, the file has {size}; download it again"
+            f"{where}: header truncated: it needs {8 + length} bytes, the file has {size}; "
+            "download it again"
         )
     text = b""
     while len(text) < length and (piece := file.read(length - len(text))):
@@ -162,8 +173,8 @@ def _spans(header: dict[str, Any], start: int, size: int, where: str) -> list[Sp
     spans = [_span(name, info, start, where) for name, info in header.items()]
     if spans and spans[0].begin != start:
         raise ModelFormatError(
-            f"{where}: tensor {shown(spans[0].name)} starts {spans[0].begin - start} bytes into the data: "
-            "expected the first tensor at 0"
+            f"{where}: tensor {shown(spans[0].name)} starts {spans[0].begin - start} bytes into "
+            "the data: expected the first tensor at 0"
         )
     for before, after in itertools.pairwise(spans):
         end = before.begin + before.nbytes
@@ -176,8 +187,9 @@ def _spans(header: dict[str, Any], start: int, size: int, where: str) -> list[Sp
                 else "a hole"
             )
             raise ModelFormatError(
-                f"{where}: tensors {shown(before.name)} and {shown(after.name)}: {kind}: the first ends at {end - start}, "
-                f"the second begins at {after.begin - start}; expected one right after the other"
+                f"{where}: tensors {shown(before.name)} and {shown(after.name)}: {kind}: the first "
+                f"ends at {end - start}, the second begins at {after.begin - start}; expected one "
+                "right after the other"
             )
     end = spans[-1].begin + spans[-1].nbytes if spans else start
     if end > size:
@@ -208,13 +220,14 @@ def _span(name: str, info: Any, start: int, where: str) -> Span:
         )
     if dtype not in DTYPES:
         raise UnsupportedModelError(
-            f"{where}: dtype {shown(dtype)}: only {', '.join(DTYPES)} weights are read; take the unquantized checkpoint"
+            f"{where}: dtype {shown(dtype)}: only {', '.join(DTYPES)} weights are read; take the "
+            "unquantized checkpoint"
         )
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize  # Python integers: no overflow
     if offsets[1] - offsets[0] != nbytes:
         raise ModelFormatError(
-            f"{where}: shape {shown(shape)} in {dtype} takes {nbytes} bytes, data_offsets {shown(offsets)} "
-            f"hold {offsets[1] - offsets[0]}"
+            f"{where}: shape {shown(shape)} in {dtype} takes {nbytes} bytes, data_offsets "
+            f"{shown(offsets)} hold {offsets[1] - offsets[0]}"
         )
     return Span(name, DTYPES[dtype], tuple(shape), start + offsets[0], nbytes)
 

@@ -1,12 +1,15 @@
-"""Small random checkpoints in the released layout, for tests: any geometry, dtype, sharding and alignment.
+"""Small random checkpoints in the released layout, for tests: any geometry, dtype, sharding and
+alignment.
 
-`write_checkpoint(folder)` makes one that this package and transformers load. Dimensions are pairwise different and no
-multiples of a vector width; the scale of the weights gives logits of a standard deviation of about 2.
+`write_checkpoint(folder)` makes one that this package and transformers load. Dimensions are
+pairwise different and no multiples of a vector width; the scale of the weights gives logits of a
+standard deviation of about 2.
 
-In transformers, `AutoModelForImageTextToText` makes a full-size vision tower when config.json describes none, so a small
-one is written; `Qwen3_5ForCausalLM` and `AutoModelForCausalLM` load the same folder without it (and the one that
-`vision=False` writes). `text_only=True` writes the layout of a saved Qwen3_5ForCausalLM: fields at the top of
-config.json, tensors named `model.*`. None of them leaves a missing or unexpected key.
+In transformers, `AutoModelForImageTextToText` makes a full-size vision tower when config.json
+describes none, so a small one is written; `Qwen3_5ForCausalLM` and `AutoModelForCausalLM` load the
+same folder without it (and the one that `vision=False` writes). `text_only=True` writes the layout
+of a saved Qwen3_5ForCausalLM: fields at the top of config.json, tensors named `model.*`. None of
+them leaves a missing or unexpected key.
 """
 
 import copy
@@ -21,10 +24,10 @@ import ml_dtypes
 import numpy as np
 
 _SPECIALS = """
-<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|>
-<|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> </tool_call>
-<|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> <tool_response> </tool_response>
-<think> </think>
+<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>
+<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|>
+<|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|>
+<|fim_pad|> <|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>
 """
 SPECIALS = _SPECIALS.split()
 PLAIN_ADDED = {s for s in SPECIALS if not s.startswith("<|")} | {s for s in SPECIALS if "fim" in s}
@@ -43,7 +46,8 @@ MERGES = [
 FIRST_SPECIAL = 256 + len(MERGES)
 TOKEN_IDS = {text: FIRST_SPECIAL + i for i, text in enumerate(SPECIALS)}
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| "
+    r"?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -96,7 +100,9 @@ VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [],
 }
 TEMPLATE = """\
-{%- if tools %}{{ '<|im_start|>system\\n# Tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}
+{%- if tools %}
+{{- '<|im_start|>system\\n# Tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}
+{%- endif %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
 {%- if message.content is string %}{{ message.content }}
@@ -104,8 +110,10 @@ TEMPLATE = """\
 '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}{% endfor %}{% endif %}
 {{- '<|im_end|>\\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{{- '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and enable_thinking is false else '<think>\\n' }}{% endif %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n' }}
+{{- '\\n</think>\\n\\n' if enable_thinking is defined and enable_thinking is false }}
+{%- endif %}
 """
 
 
@@ -127,9 +135,10 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint into `folder` (made if needed) and return it.
 
-    dtype: "bfloat16", "float16", "float32". `text` overrides fields of the text config (unknown names are a TypeError;
-    layer_types follows num_hidden_layers and full_attention_interval when it is not given); `config` overrides fields
-    at the top of config.json. vision=False leaves the tower and its config out, mtp=False the MTP tensors.
+    dtype: "bfloat16", "float16", "float32". `text` overrides fields of the text config (unknown
+    names are a TypeError; layer_types follows num_hidden_layers and full_attention_interval when
+    it is not given); `config` overrides fields at the top of config.json. vision=False leaves
+    the tower and its config out, mtp=False the MTP tensors.
     """
     unknown = set(text) - set(TEXT)
     if unknown:
@@ -139,7 +148,7 @@ def write_checkpoint(
         fields |= config
     tensors = make_tensors(fields, seed=seed, dtype=dtype, mtp=mtp)
     if text_only:
-        fields = fields["text_config"]
+        fields = fields["text_config"] | {"mtp_num_hidden_layers": 0}
         old, new = "model.language_model.", "model."
         tensors = {
             k.replace(old, new, 1): v for k, v in tensors.items() if not k.startswith("mtp.")
@@ -370,7 +379,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE with a handful of merges and Qwen's special tokens, as tokenizer.json and tokenizer_config.json."""
+    """A byte-level BPE with a handful of merges and Qwen's special tokens, as tokenizer.json and "
+    "tokenizer_config.json."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -1,0 +1,272 @@
+"""A checkpoint folder, opened and checked: "tiny", a path, or a hub id -> Checkpoint.
+
+Nothing in a folder is ever executed. Tensors are compared with the one table the core has for them
+before any is used.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import Config, TextConfig, read_config
+from .errors import ModelFormatError, UnsupportedModelError
+from .json_file import read_json, read_text, shown
+from .load_progress import LoadProgress, check_progress
+from .weight_files import Tensors, open_weights
+
+MAX_TEMPLATE_BYTES = 1 << 20
+PIECE = 1 << 24  # elements handled between two looks at Ctrl-C
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Checkpoint:
+    """A checked checkpoint: what its files say, and its tensors as read-only views of them."""
+
+    path: Path
+    name: str
+    config: Config
+    tensors: Tensors  # released names, file order
+    generation_config: dict[str, Any]
+    chat_template: str | None
+    tokenizer_file: Path  # may be absent: ids work without it
+    revision: str | None = None  # commit, for a model from the hub
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the MTP layer's weights are there."""
+        return any(name.startswith("mtp.") for name in self.tensors)
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the vision tower's weights are there."""
+        return any(name.startswith("model.visual.") for name in self.tensors)
+
+    def check_unchanged(self) -> None:
+        """ModelFormatError when a mapped file changed its size since it was opened. Costs one fstat
+        a file.
+        """
+        for file in self.tensors.files:
+            file.check_unchanged()
+
+    def check_finite(self) -> None:
+        """ModelFormatError naming the first tensor with a NaN or infinity. Reads every weight."""
+        for name, array in self.tensors.items():
+            for piece in pieces(array):
+                if not np.isfinite(piece).all():
+                    raise ModelFormatError(
+                        f"{self.path}: tensor {shown(name)} holds NaN or infinity"
+                    )
+
+    def close(self) -> None:
+        """Let go of the files. Arrays that are still held stay valid."""
+        self.tensors.close()
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    progress: LoadProgress = None,
+) -> Checkpoint:
+    """Find and check a checkpoint without making a model of it; errors as of `loading.load`."""
+    check_progress(progress)
+    if not isinstance(source, str | os.PathLike) or isinstance(source, bytes):
+        raise TypeError(f"source: expected a str or a path, got {type(source).__name__}")
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"revision: expected a str or None, got {type(revision).__name__}")
+    if source == "tiny":
+        return _open_folder(_embedded(), "tiny")
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf":
+        raise UnsupportedModelError(
+            f"{path}: GGUF files are not read yet; give the folder of safetensors or a hub id"
+        )
+    if path.is_dir():
+        return _open_folder(path, path.resolve().name)
+    if path.exists():
+        raise ValueError(f"{path}: expected the folder that holds config.json, not a file in it")
+    return _open_hub(source, path, revision, local_files_only, progress)
+
+
+def _embedded() -> Path:
+    from importlib.resources import files
+
+    folder = Path(str(files(__package__) / "tiny"))
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder}: the embedded model is missing; reinstall qwen35")
+    return folder
+
+
+def _open_hub(
+    source: Any, path: Path, revision: str | None, local_files_only: bool, progress: LoadProgress
+) -> Checkpoint:
+    from .hub import HUB_ID, download
+
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise FileNotFoundError(
+            f"{path}: no such folder; expected 'tiny', a folder with config.json and safetensors, "
+            "or a hub id such as 'Qwen/Qwen3.5-0.8B'"
+        )
+    folder = download(
+        source, revision=revision, local_files_only=local_files_only, progress=progress
+    )
+    checkpoint = _open_folder(folder, source)
+    checkpoint.revision = folder.name
+    return checkpoint
+
+
+def _open_folder(folder: Path, name: str) -> Checkpoint:
+    config_file = folder / "config.json"
+    if not os.path.lexists(config_file):
+        raise FileNotFoundError(
+            f"{config_file}: no such file; expected a folder with config.json, tokenizer.json and "
+            "safetensors"
+        )
+    config = read_config(config_file)
+    generation_file = folder / "generation_config.json"
+    generation = read_json(generation_file) if os.path.lexists(generation_file) else {}
+    template = _read_template(folder)
+    tensors = open_weights(folder)
+    try:
+        _check_tensors(config, tensors, folder)
+    except BaseException:
+        tensors.close()
+        raise
+    return Checkpoint(
+        path=folder,
+        name=name,
+        config=config,
+        tensors=tensors,
+        generation_config=generation,
+        chat_template=template,
+        tokenizer_file=folder / "tokenizer.json",
+    )
+
+
+def _read_template(folder: Path) -> str | None:
+    """chat_template.jinja, else `chat_template` of tokenizer_config.json.
+
+    There it is a string, or a list of which the entry named "default" counts.
+    """
+    own, config_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if os.path.lexists(own):
+        return read_text(own, limit=MAX_TEMPLATE_BYTES)
+    if not os.path.lexists(config_file):
+        return None
+    template = read_json(config_file).get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise ModelFormatError(f"{config_file}: chat_template={shown(template)}: expected a string")
+    return template
+
+
+# Tensors against the config
+
+
+def _expected_tensors(geometry: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    from . import _core
+
+    return _core.expected_tensors(geometry)
+
+
+def _check_tensors(config: Config, tensors: Tensors, folder: Path) -> None:
+    """Every tensor the config asks for, in its shape, and none beside; MTP and vision tensors may
+    be absent.
+    """
+    text = config.text
+    _check_head(text, tensors, folder)
+    if EMBEDDING in tensors and (rows := tensors.span(EMBEDDING).shape[:1]) != (text.vocab_size,):
+        raise ModelFormatError(
+            f"{folder}: vocab_size={text.vocab_size} in config.json but {EMBEDDING} has "
+            f"{rows[0] if rows else 0} rows"
+        )
+    visual = [name for name in tensors if name.startswith("model.visual.")]
+    if visual and config.vision is None:
+        raise ModelFormatError(
+            f"{folder}: {len(visual)} vision tensors ({shown(visual[0])}, ...) but config.json has "
+            "no vision_config"
+        )
+    expected = dict(_expected_tensors(config.geometry()))
+    drafts = [name for name in tensors if name.startswith("mtp.")]
+    if drafts and text.mtp_num_hidden_layers and not text.mtp_use_dedicated_embeddings:
+        expected |= _mtp_tensors(text)
+        drafts = []
+    missing = [name for name in expected if name not in tensors]
+    extra = sorted(set(tensors) - set(expected) - set(visual) - set(drafts))
+    wrong = [
+        f"{shown(name)} is {list(tensors.span(name).shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors.span(name).shape != tuple(shape)
+    ]
+    faults = [
+        _first_five(len(missing), "missing", map(shown, missing)),
+        _first_five(len(extra), "unexpected", map(shown, extra)),
+        _first_five(len(wrong), "of the wrong shape", wrong),
+    ]
+    if any(faults):
+        raise ModelFormatError(
+            f"{folder}: tensors do not match config.json: {'; '.join(filter(None, faults))}"
+        )
+
+
+def _check_head(text: TextConfig, tensors: Tensors, folder: Path) -> None:
+    if text.tie_word_embeddings and HEAD in tensors:
+        raise ModelFormatError(
+            f"{folder}: tie_word_embeddings=true in config.json but {HEAD} is there; one of them "
+            "is wrong"
+        )
+    if not text.tie_word_embeddings and HEAD not in tensors and EMBEDDING in tensors:
+        raise ModelFormatError(
+            f"{folder}: tie_word_embeddings=false in config.json but {HEAD} is missing; one of "
+            "them is wrong"
+        )
+
+
+def _first_five(count: int, kind: str, items: Iterable[str]) -> str:
+    if not count:
+        return ""
+    listed = [item for item, _ in zip(items, range(5), strict=False)]
+    return f"{count} {kind}: {', '.join(listed)}{', ...' if count > 5 else ''}"
+
+
+def _mtp_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the MTP tensors: per layer a full-attention block, and what joins it to the
+    model.
+    """
+    hidden, inner, dim = text.hidden_size, text.intermediate_size, text.head_dim
+    queries, keys = text.num_attention_heads * dim, text.num_key_value_heads * dim
+    found: dict[str, tuple[int, ...]] = {"mtp.fc.weight": (hidden, 2 * hidden)}
+    for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        found[f"mtp.{norm}.weight"] = (hidden,)
+    for i in range(text.mtp_num_hidden_layers):
+        layer = f"mtp.layers.{i}."
+        found |= {
+            layer + "mlp.gate_proj.weight": (inner, hidden),
+            layer + "mlp.up_proj.weight": (inner, hidden),
+            layer + "mlp.down_proj.weight": (hidden, inner),
+            layer + "input_layernorm.weight": (hidden,),
+            layer + "post_attention_layernorm.weight": (hidden,),
+            layer + "self_attn.q_proj.weight": (2 * queries, hidden),
+            layer + "self_attn.k_proj.weight": (keys, hidden),
+            layer + "self_attn.v_proj.weight": (keys, hidden),
+            layer + "self_attn.o_proj.weight": (hidden, queries),
+            layer + "self_attn.q_norm.weight": (dim,),
+            layer + "self_attn.k_norm.weight": (dim,),
+        }
+    return found
+
+
+def pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The elements of a contiguous array in flat pieces of at most PIECE."""
+    flat = array.reshape(-1)
+    for begin in range(0, flat.size, PIECE):
+        yield flat[begin : begin + PIECE]

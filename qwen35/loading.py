@@ -1,0 +1,272 @@
+"""load(): from "tiny", a folder or a hub id to a Model.
+
+Arguments are checked before anything is opened, the checkpoint before anything is copied. Weights
+stay in the mapped files as stored; only dtype="bfloat16" converts, and only matrices that are
+stored in another type.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .checkpoint import Checkpoint, open_checkpoint, pieces
+from .config import Config
+from .errors import ModelFormatError, UnsupportedModelError
+from .fields import nearest
+from .load_progress import LoadProgress, Report, reporting
+from .machine import available_memory, default_threads, thread_reason
+from .weight_files import Tensors
+
+if TYPE_CHECKING:
+    from .model import Model
+
+__all__ = ["Checkpoint", "default_threads", "load", "open_checkpoint", "thread_reason"]
+
+MAX_DEFAULT_CONTEXT = 262_144
+MAX_CONTEXT = 2**31 - 1
+MAX_THREADS = 1024
+DTYPES = ("auto", "float32", "bfloat16")
+KV_DTYPES = ("auto", "float32", "float16", "bfloat16")
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_dtype: str = "auto",
+    rope_scaling: Mapping[str, Any] | None = None,
+    mtp: bool | str = "auto",
+    vision: bool = True,
+    mmproj: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: LoadProgress = None,
+    check: bool = False,
+    **unknown: Any,
+) -> "Model":
+    """Load a model: "tiny" (it is inside the package), a folder, or a hub id such as
+    "Qwen/Qwen3.5-0.8B".
+
+    revision: branch, tag or commit of a hub id. local_files_only: use the hub's cache alone.
+    dtype: "auto" as stored; "float32" the exact reference mode (bf16 and f16 weights are exact in
+        it and stay as they are); "bfloat16" converts weights stored otherwise, rounding to nearest
+        even.
+    context: tokens a session holds; default the trained length, at most 262,144, more only with
+        YaRN.
+    threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32".
+    rope_scaling: replaces that of the file, e.g. {"rope_type": "yarn", "factor": 4.0,
+        "original_max_position_embeddings": 262144}.
+    mtp: draft layer; "auto" uses it where the weights are there, True insists. vision: False leaves
+        the tower out.
+    progress: None draws a bar on a terminal or in a notebook, False none; or a function of
+        (done_bytes, total_bytes, stage).
+    check: read every weight and refuse NaN and infinity.
+
+    Raises FileNotFoundError, OSError (hub), ModelFormatError (a broken or contradictory file),
+    UnsupportedModelError (another kind of model), MemoryError (with numbers, before anything is
+    copied), ValueError or TypeError for an argument.
+    """
+    _refuse_unknown(unknown)
+    _check_words("dtype", dtype, DTYPES)
+    _check_words("kv_dtype", kv_dtype, KV_DTYPES)
+    _check_flags(mtp=mtp, vision=vision, local_files_only=local_files_only, check=check)
+    _check_count("context", context, MAX_CONTEXT)
+    _check_count("threads", threads, MAX_THREADS)
+    _refuse_later(quantize=quantize, mmproj=mmproj)
+    checkpoint = open_checkpoint(
+        source, revision=revision, local_files_only=local_files_only, progress=progress
+    )
+    try:
+        if rope_scaling is not None:
+            checkpoint.config = checkpoint.config.with_rope_scaling(rope_scaling)
+        _check_mtp(checkpoint, mtp)
+        _check_memory(checkpoint, dtype)
+        with reporting(progress) as report:
+            _page_in(checkpoint.tensors, report)
+            if dtype == "bfloat16":
+                _to_bfloat16(checkpoint.tensors, report)
+        if check:
+            checkpoint.check_finite()
+        return _model(
+            checkpoint,
+            dtype=dtype,
+            context=_context(checkpoint.config, context),
+            threads=default_threads() if threads is None else threads,
+            kv_dtype=_kv_dtype(kv_dtype, dtype),
+        )
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+# Arguments
+
+
+def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
+    known = [name for name in load.__annotations__ if name not in ("unknown", "return")]
+    for name in unknown:
+        raise TypeError(f"load() got an unexpected keyword argument {name!r}{nearest(name, known)}")
+
+
+def _check_words(name: str, value: Any, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, words))}")
+
+
+def _check_flags(*, mtp: Any, **flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: expected True or False")
+    if not isinstance(mtp, bool) and mtp != "auto":
+        raise ValueError(f"mtp={mtp!r}: expected 'auto', True or False")
+
+
+def _check_count(name: str, value: Any, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}={value!r}: expected an integer or None")
+    if not 1 <= value <= high:
+        raise ValueError(f"{name}={value}: expected 1 to {high}")
+
+
+def _refuse_later(*, quantize: Any, mmproj: Any) -> None:
+    if quantize is not None:
+        raise UnsupportedModelError(
+            f"quantize={quantize!r}: this version runs weights as they are stored; leave it out"
+        )
+    if mmproj is not None:
+        raise UnsupportedModelError(
+            f"mmproj={str(mmproj)!r}: belongs to GGUF files, which this version does not read; "
+            "leave it out"
+        )
+
+
+def _kv_dtype(kv_dtype: str, dtype: str) -> str:
+    if kv_dtype != "auto":
+        return kv_dtype
+    return "float32" if dtype == "float32" else "float16"
+
+
+def _context(config: Config, context: int | None) -> int:
+    """Tokens a session holds; a warning beyond the length the positions were made for."""
+    limit = config.context_limit
+    if context is None:
+        return limit if config.text.rope_scaling else min(limit, MAX_DEFAULT_CONTEXT)
+    if context > limit:
+        warnings.warn(
+            f"context={context} is beyond the {limit} tokens the model was made for; answers get "
+            "worse there "
+            '(rope_scaling={"rope_type": "yarn", "factor": ...} stretches it)',
+            stacklevel=3,
+        )
+    return int(context)
+
+
+def _check_mtp(checkpoint: Checkpoint, mtp: bool | str) -> None:
+    """MTP declared but absent: a warning, an error when it was insisted on."""
+    if mtp is False or checkpoint.has_mtp:
+        return
+    declared = checkpoint.config.text.mtp_num_hidden_layers
+    found = (
+        f"{checkpoint.path}: config.json declares {declared} MTP layers and the files hold no "
+        "mtp.* tensors"
+    )
+    if mtp is True:
+        raise ModelFormatError(f"{found}; take a checkpoint that has them, or leave mtp=True out")
+    if declared:
+        warnings.warn(f"{found}; loading without them", stacklevel=3)
+
+
+# Weights
+
+
+def _check_memory(checkpoint: Checkpoint, dtype: str) -> None:
+    """Refuse copies that cannot fit; warn where the mapped files cannot stay in memory."""
+    tensors, free = checkpoint.tensors, available_memory()
+    if free is None:
+        return
+    spans = {name: tensors.span(name) for name in tensors}
+    converted = {name for name, span in spans.items() if dtype == "bfloat16" and _converts(span)}
+    copied = sum(
+        2 * span.nbytes // span.dtype.itemsize for n, span in spans.items() if n in converted
+    )
+    copied += sum(span.nbytes for span in spans.values() if not span.aligned)
+    if copied > free:
+        raise MemoryError(
+            f"{checkpoint.path}: {_gib(copied)} of weights must be copied (converted, or "
+            f"misaligned in their file) but {_gib(free)} are available; take a smaller model, or "
+            "free memory"
+        )
+    mapped = sum(file.nbytes for file in tensors.files)
+    if copied + mapped > free and not copied:
+        warnings.warn(
+            f"{checkpoint.path}: {_gib(mapped)} of weights but {_gib(free)} of memory available; "
+            "parts will be read from disk again and again",
+            stacklevel=3,
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _page_in(tensors: Tensors, report: Report) -> None:
+    """Bring the mapped files into memory, with progress, unless they are larger than it."""
+    total = sum(file.nbytes for file in tensors.files)
+    free = available_memory()
+    if free is not None and total > free:
+        return
+    before = 0
+    for file in tensors.files:
+        for done in file.page_in():
+            report(before + done, total, "read")
+        before += file.nbytes
+
+
+def _converts(array: Any) -> bool:
+    """Whether dtype="bfloat16" converts it: matrices yes, vectors (norms, A_log) stay exact."""
+    return len(array.shape) > 1 and array.dtype != BF16
+
+
+def _to_bfloat16(tensors: Tensors, report: Report) -> None:
+    """Replace matrices stored otherwise by bfloat16 copies, rounded to nearest even."""
+    todo = [name for name in tensors if _converts(tensors.span(name))]
+    total, done = sum(tensors.span(name).nbytes for name in todo), 0
+    for name in todo:
+        array = tensors[name]
+        result = np.empty(array.shape, BF16)
+        for source, target in zip(pieces(array), pieces(result), strict=True):
+            target[:] = source.astype(BF16)
+            done += source.nbytes
+            report(done, total, "convert")
+        tensors.replace(name, result)
+
+
+def _model(
+    checkpoint: Checkpoint, *, dtype: str, context: int, threads: int, kv_dtype: str
+) -> "Model":
+    from . import _core
+    from .model import Model
+    from .tokenizer import Tokenizer
+
+    geometry = checkpoint.config.geometry()
+    names = [name for name, _ in _core.expected_tensors(geometry)]
+    tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
+    core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file)
+    return Model(checkpoint, core, tokenizer, context=context, dtype=dtype, kv_dtype=kv_dtype)
+
+
+def _as_core(array: NDArray[Any]) -> NDArray[Any]:
+    """The core takes bfloat16 as its bits."""
+    return array.view(np.uint16) if array.dtype == BF16 else array
