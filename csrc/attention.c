@@ -134,9 +134,10 @@ int q35_attention(q35_team *team, const qwen35_geometry *g, const q35_layer *lay
     q35_product in[] = {{&layer->q, s->proj, ld}, {&layer->k, s->proj + qd, ld}, {&layer->v, s->proj + qd + kd, ld}};
     attention_job j = {g, layer, cache, n, s, T, ld};
     if (q35_linear(team, in, 3, s->h, g->D, T, 0, s->panel)) return 1;
-    if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, prepare_tokens, &j)) return 1;
+    if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * ld, prepare_tokens, &j)) return 1;
     size_t tiles = (T + tile_tokens(g) - 1) / tile_tokens(g);
-    if (q35_parallel(team, tiles * g->Hkv, attend_tile, &j)) return 1;
+    size_t work = 2 * tile_tokens(g) * (g->Hq / g->Hkv) * g->Dh * (cache->position + T);
+    if (q35_parallel(team, tiles * g->Hkv, work, attend_tile, &j)) return 1;
     q35_product out = {&layer->o, s->x, g->D};
     return q35_linear(team, &out, 1, s->mix, g->Hq * g->Dh, T, 1, s->panel);
 }

@@ -109,8 +109,8 @@ int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *laye
                         {&layer->a, s->proj + C + vd + g->Hv, ld}};
     mixer_job j = {g, layer, s, state, tail, T, C, ld};
     if (q35_linear(team, in, 4, s->h, g->D, T, 0, s->panel)) return 1;
-    if (q35_parallel(team, 2 * g->Hk + g->Hv, conv_head, &j)) return 1;
-    if (q35_parallel(team, g->Hv, scan_head, &j)) return 1;
+    if (q35_parallel(team, 2 * g->Hk + g->Hv, 2 * T * g->K * g->Dk, conv_head, &j)) return 1;
+    if (q35_parallel(team, g->Hv, 4 * T * g->Dk * g->Dv, scan_head, &j)) return 1;
     q35_product out = {&layer->out, s->x, g->D};
     return q35_linear(team, &out, 1, s->mix, vd, T, 1, s->panel);
 }

@@ -73,7 +73,7 @@ static int multiply_with_blas(q35_team *team, const q35_product *product, const 
     for (size_t r = 0; r < w->rows; r += PANEL_ROWS) {
         size_t rows = w->rows - r < PANEL_ROWS ? w->rows - r : PANEL_ROWS;
         expansion e = {w, r, panel};
-        if (q35_parallel(team, rows, expand_row, &e)) return 1;
+        if (q35_parallel(team, rows, w->cols, expand_row, &e)) return 1;
         pthread_mutex_lock(&blas_lock);
         scipy_openblas_set_num_threads(team->threads);
         scipy_cblas_sgemm(CBLAS_ROW_MAJOR, CBLAS_NO_TRANS, CBLAS_TRANS, (int)T, (int)rows, (int)w->cols, 1.0f, x,
@@ -96,10 +96,13 @@ int q35_linear(q35_team *team, const q35_product *products, size_t n, const floa
         return 0;
     }
     job j = {.products = products, .n = n, .x = x, .ldx = ldx, .T = T, .add = add};
+    size_t all_rows = 0;
     for (size_t p = 0; p < n; p++) {
         j.rows_per_block[p] = rows_per_block(products[p].w);
         size_t blocks = (products[p].w->rows + j.rows_per_block[p] - 1) / j.rows_per_block[p];
         j.first_block[p + 1] = j.first_block[p] + blocks;
+        all_rows += products[p].w->rows;
     }
-    return q35_parallel(team, j.first_block[n], multiply_block, &j);
+    size_t blocks = j.first_block[n], work = all_rows * products[0].w->cols * T / blocks;
+    return q35_parallel(team, blocks, work, multiply_block, &j);
 }

@@ -24,7 +24,7 @@ static void norm_some(void *arg, size_t index, int worker) {
 
 int q35_norm_tokens(q35_team *team, float *y, const float *x, const float *scale, float eps, size_t T, size_t D) {
     norm_job j = {y, x, scale, eps, T, D};
-    return q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, norm_some, &j);
+    return q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * D, norm_some, &j);
 }
 
 void q35_rope_axes(uint8_t *axis, const size_t section[3], size_t half) {

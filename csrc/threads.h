@@ -19,9 +19,10 @@ typedef void q35_task(void *arg, size_t index, int worker);
 
 void q35_team_init(q35_team *team, int threads, int (*poll)(void *), void *poll_arg);
 
-/* Runs task(arg, 0 .. n_tasks-1) over the team and waits. Once cancelled, the remaining tasks are skipped; then the
-   result is nonzero, and what the tasks write is incomplete. */
-int q35_parallel(q35_team *team, size_t n_tasks, q35_task *task, void *arg);
+/* Runs task(arg, 0 .. n_tasks-1) over the team and waits. `work` is roughly the multiply-adds of one task: where all of
+   them together are done sooner than other threads wake, the caller does them alone. Once cancelled, the remaining
+   tasks are skipped; then the result is nonzero, and what the tasks write is incomplete. */
+int q35_parallel(q35_team *team, size_t n_tasks, size_t work, q35_task *task, void *arg);
 
 double q35_monotonic_s(void);
 
