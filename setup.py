@@ -33,7 +33,7 @@ setup(
             library_dirs=[blas_library_dir],
             libraries=[scipy_openblas32.get_library(), "m"],
             extra_compile_args=flags,
-            extra_link_args=["-fopenmp", *(f"-Wl,-rpath,{path}" for path in run_paths)],
+            extra_link_args=["-fopenmp", *os.environ.get("QWEN35_LDFLAGS", "").split(), *(f"-Wl,-rpath,{path}" for path in run_paths)],
         )
     ]
 )

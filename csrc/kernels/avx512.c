@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "target.h"
 
-TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2,prefer-vector-width=512")
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 
 #define NAME(op) op##_avx512
 #define LANES 16
