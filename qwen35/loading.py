@@ -7,8 +7,9 @@ stored in another type.
 
 import os
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +25,7 @@ from .weight_files import Tensors
 
 if TYPE_CHECKING:
     from .model import Model
+    from .tokenizer import Tokenizer
 
 __all__ = ["Checkpoint", "default_threads", "load", "open_checkpoint", "thread_reason"]
 
@@ -91,7 +93,7 @@ def load(
         _check_mtp(checkpoint, mtp)
         _check_memory(checkpoint, dtype)
         with reporting(progress) as report:
-            _page_in(checkpoint.tensors, report)
+            _read_ahead(checkpoint.tensors, report)
             if dtype == "bfloat16":
                 _to_bfloat16(checkpoint.tensors, report)
         if check:
@@ -208,7 +210,7 @@ def _check_memory(checkpoint: Checkpoint, dtype: str) -> None:
             "free memory"
         )
     mapped = sum(file.nbytes for file in tensors.files)
-    if copied + mapped > free and not copied:
+    if mapped > free and not copied:
         warnings.warn(
             f"{checkpoint.path}: {_gib(mapped)} of weights but {_gib(free)} of memory available; "
             "parts will be read from disk again and again",
@@ -220,15 +222,15 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _page_in(tensors: Tensors, report: Report) -> None:
-    """Bring the mapped files into memory, with progress, unless they are larger than it."""
+def _read_ahead(tensors: Tensors, report: Report) -> None:
+    """Have the mapped files read into memory, with progress, unless they are larger than it."""
     total = sum(file.nbytes for file in tensors.files)
     free = available_memory()
     if free is not None and total > free:
         return
     before = 0
     for file in tensors.files:
-        for done in file.page_in():
+        for done in file.read_ahead():
             report(before + done, total, "read")
         before += file.nbytes
 
@@ -257,14 +259,64 @@ def _model(
 ) -> "Model":
     from . import _core
     from .model import Model
-    from .tokenizer import Tokenizer
 
     geometry = checkpoint.config.geometry()
     names = [name for name, _ in _core.expected_tensors(geometry)]
     tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
-    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file)
+    tokenizer: Any = _tokenizer(checkpoint)
     return Model(checkpoint, core, tokenizer, context=context, dtype=dtype, kv_dtype=kv_dtype)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+    from .tokenizer import Tokenizer
+
+    config, rows = checkpoint.config, checkpoint.config.text.vocab_size
+    if not os.path.lexists(checkpoint.tokenizer_file):
+        return AbsentTokenizer(checkpoint.tokenizer_file, rows)
+    expected = {}
+    if config.vision is not None:
+        expected = {
+            "<|vision_start|>": config.vision_start_token_id,
+            "<|vision_end|>": config.vision_end_token_id,
+            "<|image_pad|>": config.image_token_id,
+            "<|video_pad|>": config.video_token_id,
+        }
+    return Tokenizer.from_file(
+        checkpoint.tokenizer_file, embedding_rows=rows, expected_ids=expected
+    )
+
+
+class AbsentTokenizer:
+    """Stands where a folder has no tokenizer.json: token ids work, text is FileNotFoundError."""
+
+    special_ids: frozenset[int] = frozenset()
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._path = path
+        self.vocab_size = self.rows = rows
+
+    def token_id(self, text: str) -> None:
+        """No text is a token."""
+        return None
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Refused."""
+        self._refuse()
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Refused."""
+        self._refuse()
+
+    def token_bytes(self, id: int) -> bytes:
+        """Refused."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise FileNotFoundError(
+            f"{self._path}: no such file, so only token ids work (logits, score, sessions); put "
+            "the checkpoint's tokenizer.json there"
+        )
 
 
 def _as_core(array: NDArray[Any]) -> NDArray[Any]:

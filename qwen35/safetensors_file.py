@@ -6,12 +6,12 @@ and end with the file, so a truncated, padded or overlapping file is found befor
 is used. Nothing is trusted before it was compared with the file's size.
 """
 
+import contextlib
 import itertools
 import math
 import mmap
 import os
 import struct
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,18 +109,16 @@ class SafetensorsFile(Mapping[str, NDArray[Any]]):
                 "place)"
             )
 
-    def page_in(self, chunk_bytes: int = 64 << 20) -> Iterator[int]:
-        """Bring the file into memory piece by piece, yielding the bytes done. Does nothing where
-        the system cannot.
+    def read_ahead(self, chunk_bytes: int = 64 << 20) -> Iterator[int]:
+        """Ask the system to read the file into its cache, piece by piece, yielding the bytes done.
+
+        Costs milliseconds where the file is cached, else about the reading itself.
         """
-        populate = 22 if sys.platform == "linux" else None  # MADV_POPULATE_READ, Linux 5.14
         for begin in range(0, self.nbytes, chunk_bytes):
             length = min(chunk_bytes, self.nbytes - begin)
-            if populate is not None and self._map is not None:
-                try:
-                    self._map.madvise(populate, begin, length)
-                except OSError:
-                    populate = None
+            if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):
+                with contextlib.suppress(OSError):  # advice only
+                    self._map.madvise(mmap.MADV_WILLNEED, begin, length)
             yield begin + length
 
     def close(self) -> None:

@@ -1,0 +1,25 @@
+"""Fixtures shared by the tests; hypothesis runs few examples unless QWEN35_FUZZ asks for more.
+
+QWEN35_FUZZ=100000 python -m pytest tests/test_safetensors_file.py -k fuzz
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from checkpoints import write_checkpoint
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    max_examples=int(os.environ.get("QWEN35_FUZZ", "100")),
+    deadline=None,  # no test depends on time
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint in the released layout, one file, bfloat16. Shared: do not change it."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "small")
