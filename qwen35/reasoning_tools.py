@@ -61,6 +61,11 @@ class AnswerParser:
         """The kind of what is being said now, shown or held back."""
         return self._state
 
+    @property
+    def holding(self) -> bool:
+        """Whether text is held back: half a mark, line breaks, or a call that is not complete."""
+        return bool(self._held)
+
     def push(self, token_id: int) -> list[tuple[str, Kind]]:
         """The pieces that are certain after this token; control tokens (<|im_end|>) have no
         text."""
