@@ -355,7 +355,7 @@ PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs) {
     double coin;
     Py_ssize_t n_prompt, top_k = 0;
     qwen35_sampling s = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$dOn|ffnffff:sample", names, &logits_object, &coin, &history_object,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdOn|$ffnffff:sample", names, &logits_object, &coin, &history_object,
                                      &n_prompt, &s.temperature, &s.top_p, &top_k, &s.min_p, &s.presence_penalty,
                                      &s.frequency_penalty, &s.repetition_penalty))
         return NULL;
