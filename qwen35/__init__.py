@@ -6,7 +6,8 @@
         for token in model.chat("What is 23 + 45?"):
             print(token.text, end="", flush=True)
 
-Everything here is imported when first used: `import qwen35` alone loads no array library, tokenizer or template engine.
+Everything here is imported when first used: `import qwen35` alone loads no array library, tokenizer
+or template engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""From decoded ids to the pieces of an answer: id -> text and kind -> stop strings -> Token. No model, no threads."""
+"""From decoded ids to the pieces of an answer: id -> text and kind -> stop strings -> Token. No
+model, no threads.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from .reasoning_tools import AnswerParser
 from .results import Kind, Token, ToolCall
 from .stop import StopStrings
 
@@ -14,49 +17,65 @@ if TYPE_CHECKING:
 
 
 class Parser(Protocol):
-    """Splits an answer into kinds. `AnswerParser` does it for chat, `PlainText` for completions."""
+    """Splits an answer into kinds. `ChatText` does it for chat, `PlainText` for completions."""
 
     @property
     def tool_calls(self) -> list[ToolCall]: ...
+    @property
+    def kind(self) -> Kind:
+        """The kind of what is being said now."""
+
+    @property
+    def holding(self) -> bool:
+        """Whether text is held back that was not decided on."""
+
     def push(self, token_id: int) -> list[tuple[str, Kind]]: ...
     def flush(self) -> list[tuple[str, Kind]]: ...
 
 
-class PlainText:
-    """Everything is text."""
+class ChatText(AnswerParser):
+    """Reasoning, text and tool calls."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    @property
+    def holding(self) -> bool:
+        """Whether line breaks, half a mark or an unfinished call are held back."""
+        return bool(self._held)
+
+
+class PlainText:
+    """Everything is text; without a tokenizer there is none."""
+
+    kind: Kind = "text"
+    holding = False
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
         from .tokenizer import TextDecoder
 
-        self._decoder = TextDecoder(tokenizer)
+        self._decoder = None if tokenizer is None else TextDecoder(tokenizer)
         self.tool_calls: list[ToolCall] = []
 
     def push(self, token_id: int) -> list[tuple[str, Kind]]:
         """The text that is whole after this token."""
-        text = self._decoder.push(token_id)
-        return [(text, "text")] if text else []
+        return [] if self._decoder is None else [(self._decoder.push(token_id), "text")]
 
     def flush(self) -> list[tuple[str, Kind]]:
         """What is left of a character."""
-        text = self._decoder.flush()
-        return [(text, "text")] if text else []
+        return [] if self._decoder is None else [(self._decoder.flush(), "text")]
 
 
 class Answer:
     """What was said so far, and which Tokens may be shown.
 
-    A Token waits while its text may still change: while it ends inside a character, or with what could be the start of
-    a stop string. So the texts of the Tokens shown join to the text of the answer. Stop strings are looked for in the
-    text, not in reasoning or tool calls, and not within the first `min_tokens` tokens.
+    A Token waits while its text may still change: while it ends inside a character, or with what
+    could be the start of a stop string. So the texts of the Tokens shown join to the text of the
+    answer. Stop strings are looked for in the text, not in reasoning or tool calls, and not within
+    the first `min_tokens` tokens.
     """
 
-    def __init__(
-        self, parser: Parser, stops: Sequence[str], *, min_tokens: int = 0, kind: Kind = "text"
-    ) -> None:
+    def __init__(self, parser: Parser, stops: Sequence[str], *, min_tokens: int = 0) -> None:
         self._parser = parser
         self._stops = StopStrings(stops) if stops else None
         self._min_tokens = min_tokens
-        self._kind: Kind = kind
         self._waiting: list[Token] = []
         self._ended = False
         self._held_chars = 0  # given to StopStrings and not yet back
@@ -77,18 +96,23 @@ class Answer:
         return "".join(self._texts[kind])
 
     def push(self, token: Token, *, last: bool = False) -> list[Token]:
-        """Take a token (id and log-probabilities are set) and return those to show now; the last one waits for end()."""
+        """Take a token (id and log-probabilities are set) and return those to show now; the last
+        one waits for end().
+        """
         number = len(self.tokens) + len(self._waiting) + 1
         pieces = self._through_stops(self._parser.push(token.id), active=number > self._min_tokens)
         if self._waiting and len({kind for _, kind in pieces}) > 1:
             self._put(*pieces.pop(0))  # what an earlier token held back when the kind changed
-        self._waiting.append(replace(token, kind=self._kind))
+        self._waiting.append(replace(token, kind=self._parser.kind))
         for piece in pieces:
             self._put(*piece)
-        return [] if last or self._held_chars or not self._waiting[-1].text else self._show()
+        undecided = self._parser.holding or self._held_chars or not self._waiting[-1].text
+        return [] if last or undecided else self._show()
 
     def end(self, stop_token: Token | None = None) -> list[Token]:
-        """The answer is over: show what was held back, then the stop token. Later calls show nothing more."""
+        """The answer is over: show what was held back, then the stop token. Later calls show
+        nothing more.
+        """
         if self._ended:
             return []
         self._ended = True
@@ -97,21 +121,21 @@ class Answer:
             pieces = self._through_stops(self._parser.flush(), active=True)
             if self._stops and self.stop_string is None:
                 pieces.append((self._stops.flush(), "text"))
-        ending = [] if stop_token is None else [replace(stop_token, kind=self._kind)]
+        ending = [] if stop_token is None else [replace(stop_token, kind=self._parser.kind)]
         if not self._waiting:
             self._waiting, ending = ending, []
-        if (
-            self._waiting
-        ):  # else the answer was cut off, and half a character has no token to carry it
-            for piece in pieces:
-                self._put(*piece)
+        # Half a character of an answer that was cut off has no token to carry it, and is dropped.
+        for piece in pieces if self._waiting else []:
+            self._put(*piece)
         self._waiting += ending
         return self._show()
 
     def _through_stops(
         self, pieces: list[tuple[str, Kind]], *, active: bool
     ) -> list[tuple[str, Kind]]:
-        """`pieces` as far as stop strings let them through. A change of kind ends a possible match."""
+        """`pieces` as far as stop strings let them through. A change of kind ends a possible
+        match.
+        """
         if self._stops is None:
             return [piece for piece in pieces if piece[0]]
         passed: list[tuple[str, Kind]] = []
@@ -131,7 +155,6 @@ class Answer:
         """Give text to the newest waiting token."""
         last = self._waiting[-1]
         self._waiting[-1] = replace(last, text=last.text + text, kind=kind)
-        self._kind = kind
         self._texts[kind].append(text)
 
     def _show(self) -> list[Token]:
@@ -141,7 +164,9 @@ class Answer:
 
 
 class ThinkingBudget:
-    """Counts the tokens of a <think> part and tells when they are used up; armed again by every <think>."""
+    """Counts the tokens of a <think> part and tells when they are used up; armed again by every
+    <think>.
+    """
 
     def __init__(self, limit: int, *, opening: int, closing: int, thinking: bool) -> None:
         self._limit, self._opening, self._closing = limit, opening, closing

@@ -1,7 +1,9 @@
-"""A running answer: native tokens in, Tokens with text and kind out. One stream holds one session until it ends.
+"""A running answer: native tokens in, Tokens with text and kind out. One stream holds one session
+until it ends.
 
-first next(): a session from the pool -> back to the longest usable prefix -> the rest of the prompt -> tokens.
-Whatever ends it (stop, length, cancel, interrupt, close), the session goes back and what was said is kept.
+first next(): a session from the pool -> back to the longest usable prefix -> the rest of the prompt
+-> tokens. Whatever ends it (stop, length, cancel, interrupt, close), the session goes back and what
+was said is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer, ThinkingBudget
-from .errors import BusyError
+from .errors import BusyError, ClosedError
 from .progress import prefill_progress
 from .request import Request
 from .results import FinishReason, Generation, Timings, Token, ToolCall, Usage
@@ -35,23 +37,19 @@ __all__ = ["Generation", "Timings", "Token", "TokenStream", "ToolCall", "Usage"]
 
 
 class TokenStream:
-    """An answer as it is decoded: an iterator of Token. `result()` takes what is left and returns the whole.
+    """An answer as it is decoded: an iterator of Token. `result()` takes what is left and returns
+    the whole.
 
-    Nothing runs before the first token is asked for. Leaving a `with` block cancels what is still running.
+    Nothing runs before the first token is asked for. Leaving a `with` block cancels what is still
+    running.
     """
 
     def __init__(self, model: Model, request: Request) -> None:
         self._model = model
         self._request = request
-        kind = "reasoning" if request.prompt.from_messages and request.prompt.thinking else "text"
         sampling = request.sampling
-        self._answer = Answer(
-            request.make_parser(),
-            _stop_strings(sampling.stop),
-            min_tokens=sampling.min_tokens,
-            kind=kind,
-        )
-        self._budget = _budget(model, request)
+        self._answer = Answer(request.make_parser(), sampling.stop, min_tokens=sampling.min_tokens)
+        self._budget = _budget(request)
         self._ready: deque[Token] = deque()
         self._busy = threading.Lock()
         self._reader: int | None = None  # the thread inside _advance()
@@ -80,7 +78,9 @@ class TokenStream:
         raise StopIteration
 
     def result(self) -> Generation:
-        """The whole answer, after taking what is left of it; what there was when it was cancelled or interrupted."""
+        """The whole answer, after taking what is left of it; what there was when it was cancelled
+        or interrupted.
+        """
         while self._reason is None:
             self._ready.clear()
             self._advance()
@@ -90,7 +90,9 @@ class TokenStream:
         return self._generation()
 
     def cancel(self) -> None:
-        """End the answer from any thread, at once even inside a long prompt; `finish_reason` becomes "cancelled"."""
+        """End the answer from any thread, at once even inside a long prompt; `finish_reason`
+        becomes "cancelled".
+        """
         self._cancelled = True
         native = self._native
         if native is not None and os.getpid() == self._pid:
@@ -129,9 +131,9 @@ class TokenStream:
     # What it looks like
 
     def __repr__(self) -> str:
-        said = len(self._answer.tokens)
         state = self._reason or ("running" if self._session is not None else "not started")
-        return f"<qwen35.TokenStream {state}, {said} token{'s' * (said != 1)}: {self._answer.text('text')!r:.200}>"
+        said = f"{len(self._answer.tokens)} tokens: {self._answer.text('text')!r:.200}"
+        return f"<qwen35.TokenStream {state}, {said}>"
 
     def _repr_html_(self) -> str:
         from .notebook import stream_html
@@ -152,7 +154,8 @@ class TokenStream:
         self._model._check_process()
         if not self._busy.acquire(blocking=False):
             raise BusyError(
-                "another thread is reading this stream; read it from one thread, cancel() it from any"
+                "another thread is reading this stream; read it from one thread, cancel() it "
+                "from any"
             )
         self._reader = threading.get_ident()
         try:
@@ -160,6 +163,10 @@ class TokenStream:
                 while not self._ready and self._reason is None:
                     self._step()
         except _Cancelled:
+            self._finish("cancelled")
+        except ClosedError:  # close() ended this answer while it ran
+            if not self._cancelled:
+                raise
             self._finish("cancelled")
         except (KeyboardInterrupt, SystemExit):
             self._finish("cancelled")
@@ -192,7 +199,9 @@ class TokenStream:
         self._take(Token(token_id, "", "text", logprob, [] if top is None else list(top)))
 
     def _start(self) -> _core.NativeStream:
-        """Take a session, bring it to the last split of the prompt, and open the native stream for the rest."""
+        """Take a session, bring it to the last split of the prompt, and open the native stream for
+        the rest.
+        """
         self._clock.start()
         request, ids = self._request, self._request.prompt.ids
         session, branch = self._model._pool.take(ids)
@@ -217,8 +226,10 @@ class TokenStream:
         return native
 
     def _prefill(self, core: _core.Session, ids: NDArray[np.int32], progress: Any) -> None:
-        """Append part of the prompt through a stream, which unlike a plain prefill can be cancelled inside a layer."""
-        native = core.generate(ids, max_tokens=1, progress=progress)
+        """Append part of the prompt through a stream, which unlike a plain prefill can be cancelled
+        inside a layer.
+        """
+        native = core.generate(ids, max_tokens=0, progress=progress)
         self._watch(native)
         for _ in native:
             pass
@@ -288,7 +299,8 @@ class TokenStream:
         result = self._generation()
         if result.usage.reasoning_tokens and not result.text and not result.tool_calls:
             warnings.warn(
-                f"the answer is empty: all {result.usage.completion_tokens} tokens went to reasoning; raise max_tokens, "
+                f"the answer is empty: all {result.usage.completion_tokens} tokens went to "
+                "reasoning; raise max_tokens, "
                 "set thinking_budget, or pass enable_thinking=False",
                 RuntimeWarning,
                 stacklevel=4,
@@ -363,14 +375,11 @@ class _Clock:
         )
 
 
-def _stop_strings(stop: str | list[str] | tuple[str, ...] | None) -> list[str]:
-    return [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
-
-
-def _budget(model: Model, request: Request) -> ThinkingBudget | None:
-    opening, closing = model.tokenizer.token_id("<think>"), model.tokenizer.token_id("</think>")
-    if request.thinking_budget is None or opening is None or closing is None:
+def _budget(request: Request) -> ThinkingBudget | None:
+    if request.thinking_budget is None:
         return None
+    opening, closing = request.thinking_ids
+    thinking = request.prompt.thinking
     return ThinkingBudget(
-        request.thinking_budget, opening=opening, closing=closing, thinking=request.prompt.thinking
+        request.thinking_budget, opening=opening, closing=closing, thinking=thinking
     )

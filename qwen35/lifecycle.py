@@ -1,4 +1,6 @@
-"""Who is inside a model: calls are counted so that close() can wait for them, and refused after a close or a fork."""
+"""Who is inside a model: calls are counted so that close() can wait for them, and refused after a
+close or a fork.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ class Gate:
         self.closed = False
 
     def check_process(self) -> None:
-        """ForkError in a child of the process that loaded the model: its threads and locks did not come along."""
+        """ForkError in a child of the process that loaded the model: its threads and locks did not
+        come along.
+        """
         if os.getpid() != self._pid:
             raise ForkError(
-                f"the model {self._name!r} was loaded in process {self._pid} and this is its fork {os.getpid()}; "
+                f"the model {self._name!r} was loaded in process {self._pid} and this is its "
+                f"fork {os.getpid()}; "
                 'load it in the child, or start processes with the "spawn" method'
             )
 
@@ -54,7 +59,9 @@ class Gate:
             return was_open
 
     def wait_until_empty(self) -> None:
-        """Wait for the calls of other threads; one's own, from within a callback, is not waited for."""
+        """Wait for the calls of other threads; one's own, from within a callback, is not waited
+        for.
+        """
         me = threading.get_ident()
         with self._changed:
             self._changed.wait_for(lambda: not (self._inside.keys() - {me}))

@@ -1,7 +1,9 @@
-"""The model as its users see it: prompts in, streams, logits and scores out. Policy only; `_core` computes.
+"""The model as its users see it: prompts in, streams, logits and scores out. Policy only; `_core`
+computes.
 
-text, ids or messages -> Prompt -> Request (defaults, limits, stop ids) -> TokenStream. Immutable and shared by threads:
-every request runs on a session of its own, taken from a small pool that keeps the past of earlier ones.
+text, ids or messages -> Prompt -> Request (defaults, limits, stop ids) -> TokenStream. Immutable
+and shared by threads: every request runs on a session of its own, taken from a small pool that
+keeps the past of earlier ones.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 PromptLike = str | Sequence[int] | NDArray[np.integer[Any]] | Prompt
-DEFAULT_CONTEXT = 32_768
 
 
 class Model:
-    """A loaded model, made by `qwen35.load`. Shared freely between threads; `close()` or a `with` block frees it."""
+    """A loaded model, made by `qwen35.load`. Shared freely between threads; `close()` or a `with`
+    block frees it.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class Model:
         core: _core.Model,
         tokenizer: Tokenizer,
         *,
-        context: int | None = None,
+        context: int,
         dtype: str = "auto",
         kv_dtype: str = "float16",
         progress: Progress = None,
@@ -62,11 +65,11 @@ class Model:
         self._last: Generation | None = None
         self.name: str = checkpoint.name
         self.config: Config = checkpoint.config
-        self.tokenizer: Tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.dtype = dtype
         self.kv_dtype = kv_dtype
         self.threads: int = core.threads
-        self.context: int = context or min(DEFAULT_CONTEXT, self.config.context_limit)
+        self.context = context
         self._prompts = Prompts(checkpoint, tokenizer, context=self.context)
         self._eos_ids = eos_ids(checkpoint, tokenizer)
 
@@ -81,11 +84,13 @@ class Model:
         sampling: SamplingParams | None = None,
         **fields: Any,
     ) -> TokenStream:
-        """Continue `prompt`: text, token ids, or a Prompt. `fields` are those of SamplingParams (max_tokens=100, ...).
+        """Continue `prompt`: text, token ids, or a Prompt. `fields` are those of SamplingParams
+        (max_tokens=100, ...).
 
-        Special tokens spelt out in a text stay plain text; ids are taken as given. All of the answer is text, except
-        that a Prompt made from messages is answered as `chat` would.
-        ValueError for bad ids or sampling fields, ContextLengthError for a prompt that does not fit.
+        Special tokens spelt out in a text stay plain text; ids are taken as given. All of the
+        answer is text, except that a Prompt made from messages is answered as `chat` would.
+        ValueError for bad ids or sampling fields, ContextLengthError for a prompt that does not
+        fit.
         """
         check_fields(fields, self.generate)
         self._prompts.refuse_media(images, videos)
@@ -103,10 +108,12 @@ class Model:
         sampling: SamplingParams | None = None,
         **fields: Any,
     ) -> TokenStream:
-        """Answer `messages` (OpenAI's form; a str is one user message), split into reasoning, text and tool calls.
+        """Answer `messages` (OpenAI's form; a str is one user message), split into reasoning, text
+        and tool calls.
 
-        enable_thinking: None leaves it to the checkpoint's template. thinking_budget: so many tokens of reasoning at
-        most, then the answer is asked for. `fields` are those of SamplingParams. tools: OpenAI's function schemas.
+        enable_thinking: None leaves it to the checkpoint's template. thinking_budget: so many
+        tokens of reasoning at most, then the answer is asked for. `fields` are those of
+        SamplingParams. tools: OpenAI's function schemas.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -125,7 +132,9 @@ class Model:
         enable_thinking: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """The tokens that `chat` (for messages) or `generate` (for text or ids) would send to the model."""
+        """The tokens that `chat` (for messages) or `generate` (for text or ids) would send to the
+        model.
+        """
         self._prompts.refuse_media(images, videos)
         self._gate.check()
         if is_messages(messages_or_text):
@@ -134,7 +143,8 @@ class Model:
             )
         if tools is not None or enable_thinking is not None or chat_template_kwargs is not None:
             raise ValueError(
-                "tools, enable_thinking and chat_template_kwargs go with messages, not with text or ids"
+                "tools, enable_thinking and chat_template_kwargs go with messages, not with text "
+                "or ids"
             )
         return self._prompts.make(messages_or_text, where="messages_or_text")
 
@@ -148,9 +158,12 @@ class Model:
         videos: Sequence[Any] = (),
         last_only: bool = False,
     ) -> NDArray[np.float32]:
-        """Logits after every token of the prompt, float32 [T, V]; with last_only after the last, float32 [1, V]."""
+        """Logits after every token of the prompt, float32 [T, V]; with last_only after the last,
+        float32 [1, V].
+        """
         self._prompts.refuse_media(images, videos)
         with self._running():
+            self._checkpoint.check_unchanged()
             ids = self._prompts.numeric(prompt, where="prompt").ids
             check_fits(len(ids), context=self.context, room=0)
             core = self._core_session(len(ids))
@@ -164,13 +177,16 @@ class Model:
     ) -> list[Score]:
         """How likely each continuation of `prompt` is. The prompt is read once for all of them.
 
-        A str continuation is tokenized by itself, special tokens off: its leading space belongs to it.
+        A str continuation is tokenized by itself, special tokens off: its leading space belongs to
+        it.
         """
         if isinstance(continuations, str | bytes):
             raise TypeError(
-                "continuations must be a list of texts or id sequences, got one text; put it in a list"
+                "continuations must be a list of texts or id sequences, got one text; put it in "
+                "a list"
             )
         with self._running():
+            self._checkpoint.check_unchanged()
             ids = self._prompts.numeric(prompt, where="prompt").ids
             wanted = [
                 self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
@@ -193,7 +209,9 @@ class Model:
         raise MediaError("embed_image() got no image")
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text. special: spelt-out special tokens such as <|im_end|> become their ids."""
+        """Token ids of a text. special: spelt-out special tokens such as <|im_end|> become their
+        ids.
+        """
         if not isinstance(text, str):
             raise TypeError(f"tokenize() takes a str, got {type(text).__name__}")
         return self.tokenizer.encode(check_text(text, where="text"), special=special)
@@ -206,7 +224,9 @@ class Model:
 
     @property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        """The checkpoint's tensors by name: read-only views of the file, bf16 as ml_dtypes.bfloat16."""
+        """The checkpoint's tensors by name: read-only views of the file, bf16 as
+        ml_dtypes.bfloat16.
+        """
         self._gate.check()
         return self._checkpoint.tensors
 
@@ -220,12 +240,15 @@ class Model:
 
     @property
     def last(self) -> Generation | None:
-        """The answer that ended last, whole or cut off: what an interrupted notebook cell had come to."""
+        """The answer that ended last, whole or cut off: what an interrupted notebook cell had come
+        to.
+        """
         return self._last
 
     def memory(self, *, context: int | None = None) -> dict[str, int]:
-        """Bytes: weights, kv (one session at `context` tokens, default the model's), state (its recurrent state),
-        scratch, and their total."""
+        """Bytes: weights, kv (one session at `context` tokens, default the model's), state (its
+        recurrent state), scratch, and their total.
+        """
         self._gate.check()
         native = self._native().memory()
         tokens = self.context if context is None else context
@@ -240,12 +263,16 @@ class Model:
     # Its life
 
     def session(self, *, context: int | None = None) -> Session:
-        """A timeline of its own, for `sync`, `snapshot`, `fork` and `save`. context: tokens it can hold."""
+        """A timeline of its own, for `sync`, `snapshot`, `fork` and `save`. context: tokens it can
+        hold.
+        """
         with self._running():
             return self._new_session(context)
 
     def close(self) -> None:
-        """Free everything. Running answers end "cancelled", and are waited for. May be called again."""
+        """Free everything. Running answers end "cancelled", and are waited for. May be called
+        again.
+        """
         self._gate.check_process()
         self._gate.shut()
         streams = list(self._streams)
@@ -270,10 +297,11 @@ class Model:
     def __repr__(self) -> str:
         if self._gate.closed:
             return f"<qwen35.Model {self.name!r} closed>"
-        text = self.config.text
+        memory = self._native().memory()
         return (
-            f"<qwen35.Model {self.name!r}: {self.parameters:,} parameters, {len(text.layer_types)} layers, {self.dtype}, "
-            f"{self.threads} threads, context {self.context:,}, {self.memory()['total'] / 2**20:,.0f} MiB>"
+            f"<qwen35.Model {self.name!r}: {self.parameters:,} parameters in "
+            f"{len(self.config.text.layer_types)} layers, {memory['weights'] / 2**20:,.1f} MiB, "
+            f"dtype {self.dtype}, {self.threads} threads, context {self.context:,}>"
         )
 
     def _repr_html_(self) -> str:
@@ -283,7 +311,8 @@ class Model:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Model cannot be pickled or copied; share it between threads, or load it in each process"
+            "a Model cannot be pickled or copied; share it between threads, or load it in each "
+            "process"
         )
 
     # What streams and sessions need of it
@@ -331,6 +360,7 @@ class Model:
         *,
         thinking_budget: int | None = None,
     ) -> TokenStream:
+        self._checkpoint.check_unchanged()
         request = make_request(self, prompt, sampling, fields, thinking_budget=thinking_budget)
         stream = TokenStream(self, request)
         self._streams.add(stream)

@@ -1,4 +1,6 @@
-"""Idle sessions kept for their past: a new request starts from the one that shares most with its prompt."""
+"""Idle sessions kept for their past: a new request starts from the one that shares most with its
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ IDLE_LIMIT = 2  # sessions; each holds K/V for its past and a few snapshots
 
 
 class SessionPool:
-    """At most IDLE_LIMIT idle sessions, least recently used first. Its methods may be called from any thread."""
+    """At most IDLE_LIMIT idle sessions, least recently used first. Its methods may be called from
+    any thread.
+    """
 
     def __init__(self, make: Callable[[], Session]) -> None:
         self._make = make
@@ -23,10 +27,11 @@ class SessionPool:
         self._closed = False
 
     def take(self, ids: NDArray[np.int32]) -> tuple[Session, int]:
-        """A session for a prompt, and where that prompt parts from an earlier one (0: nowhere worth a mark).
+        """A session for a prompt, and where that prompt parts from an earlier one (0: nowhere worth
+        a mark).
 
-        A session that would lose more of its past than the prompt can use stays as it is while there is room, and a
-        second one branches off at the last usable mark.
+        A session that would lose more of its past than the prompt can use stays as it is while
+        there is room, and a second one branches off at the last usable mark.
         """
         with self._lock:
             prefixes = [session._usable(ids) for session in self._idle]

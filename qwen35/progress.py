@@ -1,4 +1,6 @@
-"""A progress bar for prompts that take a while: on stderr, on a terminal or in a notebook only, after a second of work."""
+"""A progress bar for prompts that take a while: on stderr, on a terminal or in a notebook only,
+after a second of work.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def is_interactive() -> bool:
 
 
 class PrefillBar:
-    """Called with (tokens done, tokens in all); draws nothing for prompts done within PATIENCE_S."""
+    """Called with (tokens done, tokens in all); draws nothing for prompts done within
+    PATIENCE_S.
+    """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -45,7 +49,9 @@ class PrefillBar:
 def prefill_progress(
     progress: Progress,
 ) -> tuple[Callable[[int, int], object] | None, Callable[[], None]]:
-    """The callback for a prefill and what to call after it. None: a bar if somebody watches; True, False: a bar or none."""
+    """The callback for a prefill and what to call after it. None: a bar if somebody watches; True,
+    False: a bar or none.
+    """
     if callable(progress):
         return progress, _nothing
     if progress is False or (progress is None and not is_interactive()):

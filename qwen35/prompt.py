@@ -1,9 +1,11 @@
-"""Prompts: what a user hands over (text, ids, messages) -> checked token ids. Runs nothing; media are read elsewhere."""
+"""Prompts: what a user hands over (text, ids, messages) -> checked token ids. Runs nothing; media
+are read elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +27,10 @@ LONGEST_TOKEN_BYTES = (
 class Prompt:
     """A tokenized prompt, made by `Model.prompt`.
 
-    ids: int32 [T]. position_ids: int32 [3, T] (time, height, width; all equal for text). text: what was tokenized.
-    images, videos: empty, this version reads text only. from_messages: rendered by the chat template, so the answer is
-    split into reasoning, text and tool calls. thinking: the prompt ends inside an open <think>.
+    ids: int32 [T]. position_ids: int32 [3, T] (time, height, width; all equal for text). text: what
+    was tokenized. images, videos: empty, this version reads text only. from_messages: rendered by
+    the chat template, so the answer is split into reasoning, text and tool calls. thinking: the
+    prompt ends inside an open <think>.
     """
 
     ids: NDArray[np.int32]
@@ -54,7 +57,9 @@ class Prompt:
 
 
 class Prompts:
-    """Makes the prompts of one model. Immutable but for the chat template, which is compiled when first used."""
+    """Makes the prompts of one model. Immutable but for the chat template, which is compiled when
+    first used.
+    """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, *, context: int) -> None:
         self._name = checkpoint.name
@@ -71,18 +76,24 @@ class Prompts:
         return self._make(prompt, vocab_size=size, where=where)
 
     def numeric(self, prompt: Any, *, where: str) -> Prompt:
-        """The same where only numbers come out: the padding rows of the embedding are allowed too."""
+        """The same where only numbers come out: the padding rows of the embedding are allowed
+        too.
+        """
         return self._make(prompt, vocab_size=self._config.text.vocab_size, where=where)
 
     def _make(self, prompt: Any, *, vocab_size: int, where: str) -> Prompt:
-        if isinstance(prompt, Prompt):
+        if isinstance(prompt, Prompt) and prompt.tokenizer is not None:
             return prompt
+        if isinstance(prompt, Prompt):  # not made by a model: its ids were never looked at
+            ids = check_ids(prompt.ids, vocab_size=vocab_size, where=f"{where}.ids")
+            return replace(prompt, ids=ids, tokenizer=self._tokenizer)
         if isinstance(prompt, str):
             ids = encode_text(self._tokenizer, prompt, context=self._context, where=where)
             return Prompt(ids, prompt, tokenizer=self._tokenizer)
         if is_messages(prompt):
             raise TypeError(
-                f"{where}: these look like chat messages; use model.chat() or model.prompt() for them"
+                f"{where}: these look like chat messages; use model.chat() or model.prompt() for "
+                "them"
             )
         ids = check_ids(prompt, vocab_size=vocab_size, where=where)
         return Prompt(ids, tokenizer=self._tokenizer)
@@ -122,7 +133,8 @@ class Prompts:
 
             if self._source is None:
                 raise TemplateError(
-                    f"{self._name}: the checkpoint has no chat template (chat_template.jinja, or chat_template in "
+                    f"{self._name}: the checkpoint has no chat template (chat_template.jinja, or "
+                    "chat_template in "
                     "tokenizer_config.json); use generate() with a prompt written out"
                 )
             self._template = ChatTemplate(self._source, where=self._name)
@@ -164,7 +176,9 @@ def check_text(text: str, *, where: str) -> str:
 
 
 def check_ids(ids: Any, *, vocab_size: int, where: str) -> NDArray[np.int32]:
-    """Token ids as int32 [T]. TypeError for what is no sequence, ValueError with the index for what is no token id."""
+    """Token ids as int32 [T]. TypeError for what is no sequence, ValueError with the index for what
+    is no token id.
+    """
     if isinstance(ids, str | bytes | bytearray | Mapping) or not (
         isinstance(ids, np.ndarray | Sequence) or hasattr(ids, "__array__")
     ):
@@ -184,7 +198,8 @@ def check_ids(ids: Any, *, vocab_size: int, where: str) -> NDArray[np.int32]:
     if bad.size:
         index = int(bad[0])
         raise ValueError(
-            f"{where}[{index}]: token id {int(array[index])} is outside the vocabulary (0 to {vocab_size - 1})"
+            f"{where}[{index}]: token id {int(array[index])} is outside the vocabulary (0 to "
+            f"{vocab_size - 1})"
         )
     return np.ascontiguousarray(array, dtype=np.int32)
 
@@ -195,7 +210,8 @@ def _integers(ids: Sequence[Any], *, where: str) -> NDArray[np.int64]:
         is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not is_integer:
             raise ValueError(
-                f"{where}[{index}]: token ids must be integers, got {value!r:.60} ({type(value).__name__})"
+                f"{where}[{index}]: token ids must be integers, got {value!r:.60} "
+                f"({type(value).__name__})"
             )
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{where}[{index}]: token id {int(value)} is outside the vocabulary")
@@ -210,7 +226,8 @@ def encode_text(tokenizer: Tokenizer, text: str, *, context: int, where: str) ->
     least = len(text) // LONGEST_TOKEN_BYTES
     if least > context:
         raise ContextLengthError(
-            f"{where}: {len(text):,} characters are more than {least:,} tokens and the context holds {context:,}; "
+            f"{where}: {len(text):,} characters are more than {least:,} tokens and the context "
+            f"holds {context:,}; "
             "shorten it, or load the model with a larger context="
         )
     return np.array(tokenizer.encode(text), dtype=np.int32)
@@ -237,7 +254,8 @@ def check_fits(length: int, *, context: int, room: int) -> None:
     if length + room > context:
         answer = ", which leaves no room for an answer" if length <= context else ""
         raise ContextLengthError(
-            f"the prompt has {length:,} tokens and the context holds {context:,}{answer}; shorten the prompt, "
+            f"the prompt has {length:,} tokens and the context holds {context:,}{answer}; "
+            "shorten the prompt, "
             f"or load the model with context={_suggest(length + room)}"
         )
 

@@ -1,4 +1,6 @@
-"""From what was asked to what runs: defaults, limits, stop tokens and the native sampler's arguments, all checked."""
+"""From what was asked to what runs: defaults, limits, stop tokens and the native sampler's
+arguments, all checked.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .answer import ChatText, Parser, PlainText
 from .fields import nearest
 from .prompt import Prompt, check_fits
 
 if TYPE_CHECKING:
-    from .answer import Parser
     from .loading import Checkpoint
     from .model import Model
     from .sampling import SamplingParams
@@ -33,6 +35,7 @@ class Request:
     native: dict[str, Any]  # sampling arguments of the native stream
     make_parser: Callable[[], Parser]
     thinking_budget: int | None = None
+    thinking_ids: tuple[int, int] = (-1, -1)  # <think> and </think>
     thinking_end: tuple[int, ...] = ()  # the tokens that close a <think> part
 
 
@@ -44,28 +47,37 @@ def make_request(
     *,
     thinking_budget: int | None,
 ) -> Request:
-    """Check and resolve. ValueError names a bad field, ContextLengthError tells what does not fit."""
+    """Check and resolve. ValueError names a bad field, ContextLengthError tells what does not
+    fit.
+    """
     from .sampling import SamplingParams, defaults_for
 
     defaults = defaults_for(model._checkpoint, thinking=prompt.thinking)
+    if fields.get("temperature") == 0:  # the likeliest token: the penalties go with sampling
+        defaults = defaults.replace(
+            presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
+        )
     params = SamplingParams.merge(defaults, sampling, **fields)
+    size = model.config.text.vocab_size
+    params.check_vocabulary(size)
     check_fits(len(prompt.ids), context=model.context, room=1)
     room = model.context - len(prompt.ids)
-    stop_ids = {int(token) for token in params.stop_token_ids or ()}
+    stop_ids = frozenset(params.stop_token_ids)
     return Request(
         prompt=prompt,
         sampling=params,
         max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-        stop_token_ids=frozenset(stop_ids if params.ignore_eos else stop_ids | model._eos_ids),
-        native=_native_sampling(params, vocab_size=model.config.text.vocab_size),
+        stop_token_ids=stop_ids if params.ignore_eos else stop_ids | model._eos_ids,
+        native=_native_sampling(params, vocab_size=size),
         make_parser=lambda: _parser(model.tokenizer, prompt),
-        thinking_budget=_check_budget(thinking_budget, model.tokenizer),
-        thinking_end=tuple(model.tokenizer.encode("\n</think>\n\n", special=True)),
+        **_thinking(thinking_budget, model.tokenizer),
     )
 
 
 def eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """Where answers end: what config.json and generation_config.json say, and the family's own two tokens."""
+    """Where answers end: what config.json and generation_config.json say, and the family's own two
+    tokens.
+    """
     found: set[int] = set()
     for value in (
         checkpoint.config.text.eos_token_id,
@@ -73,12 +85,17 @@ def eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     ):
         values = [value] if isinstance(value, int) else value or ()
         found.update(token for token in values if isinstance(token, int))
-    found.update(token for name in STOP_NAMES if (token := tokenizer.token_id(name)) is not None)
+    if tokenizer is not None:
+        found.update(
+            token for name in STOP_NAMES if (token := tokenizer.token_id(name)) is not None
+        )
     return frozenset(token for token in found if 0 <= token < checkpoint.config.text.vocab_size)
 
 
 def check_fields(fields: Mapping[str, Any], method: Callable[..., Any]) -> None:
-    """TypeError with the nearest name for a keyword that is neither the method's nor a field of SamplingParams."""
+    """TypeError with the nearest name for a keyword that is neither the method's nor a field of
+    SamplingParams.
+    """
     from .sampling import SamplingParams
 
     sampling = [field.name for field in dataclasses.fields(SamplingParams)]
@@ -95,42 +112,46 @@ def check_fields(fields: Mapping[str, Any], method: Callable[..., Any]) -> None:
 
 def _parser(tokenizer: Tokenizer, prompt: Prompt) -> Parser:
     """Chat answers are split into their kinds, everything else is text."""
-    if not prompt.from_messages:
-        from .answer import PlainText
+    if prompt.from_messages:
+        return ChatText(tokenizer, in_reasoning=prompt.thinking, tools=prompt.tools)
+    from .loading import AbsentTokenizer
 
-        return PlainText(tokenizer)
-    from .reasoning_tools import AnswerParser
-
-    return AnswerParser(tokenizer, in_reasoning=prompt.thinking, tools=prompt.tools)
+    return PlainText(None if isinstance(tokenizer, AbsentTokenizer) else tokenizer)
 
 
-def _check_budget(budget: int | None, tokenizer: Tokenizer) -> int | None:
+def _thinking(budget: int | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The fields of a Request that bound reasoning."""
     if budget is None:
-        return None
+        return {}
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
         raise ValueError(
-            f"thinking_budget={budget!r}: expected a number of tokens, 0 or more, or None for no limit"
+            f"thinking_budget={budget!r}: expected a number of tokens, 0 or more, or None for no "
+            "limit"
         )
-    if tokenizer.token_id("<think>") is None or tokenizer.token_id("</think>") is None:
+    ids = [tokenizer.token_id(name) for name in ("<think>", "</think>")]
+    if None in ids:
         raise ValueError(
-            "thinking_budget: this model's tokenizer has no <think> and </think> tokens; leave it out"
+            "thinking_budget: this model's tokenizer has no <think> and </think> tokens; leave "
+            "it out"
         )
-    return budget
+    end = tokenizer.encode("\n</think>\n\n", special=True)
+    return {"thinking_budget": budget, "thinking_ids": tuple(ids), "thinking_end": tuple(end)}
 
 
 def _native_sampling(params: SamplingParams, *, vocab_size: int) -> dict[str, Any]:
     """SamplingParams in the native stream's words."""
     logprobs = params.logprobs
+    seed = secrets.randbits(64) if params.seed is None else params.seed
     return {
         "min_tokens": params.min_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
-        "top_k": max(params.top_k, 0),  # -1 means all, as 0 does
+        "top_k": params.top_k,
         "min_p": params.min_p,
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
         "repetition_penalty": params.repetition_penalty,
-        "seed": secrets.randbits(63) if params.seed is None else params.seed,
-        "logit_bias": dict(params.logit_bias) if params.logit_bias else None,
+        "seed": seed,
+        "logit_bias": dict(params.logit_bias),
         "logprobs": -1 if logprobs is None else vocab_size if logprobs == -1 else logprobs,
     }

@@ -1,4 +1,6 @@
-"""What a model answers with: tokens, whole answers, scores and the counts and times beside them. Plain values, no behaviour."""
+"""What a model answers with: tokens, whole answers, scores and the counts and times beside them.
+Plain values, no behaviour.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call the model asks for: the tool's name, its arguments by the tool's schema, and an id to answer under."""
+    """One call the model asks for: the tool's name, its arguments by the tool's schema, and an id
+    to answer under.
+    """
 
     name: str
     arguments: dict[str, Any]
@@ -22,9 +26,10 @@ class ToolCall:
 class Token:
     """One decoded token of a stream.
 
-    `text` holds whole characters only: a token that ends inside a character has the text that was complete, and the
-    character comes with a later token. The token that ended the answer has the text "".
-    `logprob` and `top_logprobs` (pairs of id and log-probability, best first) are there when `logprobs=` was asked for.
+    `text` holds whole characters only: a token that ends inside a character has the text that was
+    complete, and the character comes with a later token. The token that ended the answer has the
+    text "". `logprob` and `top_logprobs` (pairs of id and log-probability, best first) are there
+    when `logprobs=` was asked for.
     """
 
     id: int
@@ -37,7 +42,9 @@ class Token:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request. `cached_tokens` of the prompt were taken over from an earlier request."""
+    """Token counts of one request. `cached_tokens` of the prompt were taken over from an earlier
+    request.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -51,7 +58,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent. `prefill_s` covers the prompt tokens that were not cached, `ttft_s` runs to the first token."""
+    """Seconds spent. `prefill_s` covers the prompt tokens that were not cached, `ttft_s` runs to
+    the first token.
+    """
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -72,7 +81,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished answer, or what there was of it when it was cancelled. `str()` of it is its text."""
+    """A finished answer, or what there was of it when it was cancelled. `str()` of it is its
+    text.
+    """
 
     text: str
     reasoning: str = ""
@@ -95,8 +106,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a continuation is: the sum of `logprobs` (natural logarithms, one a token), and whether greedy
-    decoding would have said it."""
+    """How likely a continuation is: the sum of `logprobs` (natural logarithms, one a token), and
+    whether greedy decoding would have said it.
+    """
 
     logprob: float
     logprobs: list[float]

@@ -1,8 +1,10 @@
-"""A session: one timeline of tokens. Ids wanted -> go back to the last usable point -> append what is missing.
+"""A session: one timeline of tokens. Ids wanted -> go back to the last usable point -> append what
+is missing.
 
-A recurrent state cannot be cut back to an arbitrary token, so a session keeps a few snapshots ("marks") where prompts
-tend to part again: at the end of a prompt, before the generation prompt, and where two earlier prompts parted.
-What a mark holds was computed from exactly the ids before it, so a reused prefix is the prefix that would be computed.
+A recurrent state cannot be cut back to an arbitrary token, so a session keeps a few snapshots
+("marks") where prompts tend to part again: at the end of a prompt, before the generation prompt,
+and where two earlier prompts parted. What a mark holds was computed from exactly the ids before it,
+so a reused prefix is the prefix that would be computed.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Snapshot:
 
 
 class Session:
-    """One mutable timeline of a model, used by one thread at a time (BusyError otherwise). Made by `Model.session()`."""
+    """One mutable timeline of a model, used by one thread at a time (BusyError otherwise). Made by
+    `Model.session()`.
+    """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
         self._model = model
@@ -87,9 +91,11 @@ class Session:
     ) -> int:
         """Make the timeline exactly `prompt` and return how many of its tokens were there already.
 
-        `progress(done, total)` is called as tokens are appended. An interrupt leaves the tokens that were done.
+        `progress(done, total)` is called as tokens are appended. An interrupt leaves the tokens
+        that were done.
         """
         with self._model._running():
+            self._model._checkpoint.check_unchanged()
             ids = self._model._prompts.numeric(prompt, where="prompt").ids
             check_fits(len(ids), context=self._open().context, room=0)
             reused = self._rewind(ids)
@@ -102,13 +108,17 @@ class Session:
             return reused
 
     def snapshot(self) -> Snapshot:
-        """This point of the timeline. Cheap: the recurrent state is copied, K/V pages are shared."""
+        """This point of the timeline. Cheap: the recurrent state is copied, K/V pages are
+        shared.
+        """
         with self._model._running():
             core = self._open()
             return Snapshot(core.position, core.ids, core.snapshot())
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this session, or of one it was forked from or that was forked from it."""
+        """Go back to a snapshot of this session, or of one it was forked from or that was forked
+        from it.
+        """
         if not isinstance(snapshot, Snapshot):
             raise TypeError(
                 f"restore() takes what snapshot() returned, got {type(snapshot).__name__}"
@@ -141,7 +151,9 @@ class Session:
             write_session(path, self._open().dump(), fingerprint=self._model._fingerprint())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Become the timeline `save()` wrote, by the same model. ModelFormatError if the file is damaged or another's."""
+        """Become the timeline `save()` wrote, by the same model. ModelFormatError if the file is
+        damaged or another's.
+        """
         from .session_file import read_session
 
         with self._model._running():
@@ -203,8 +215,10 @@ class Session:
         return usable
 
     def _splits(self, ids: NDArray[np.int32], *, start: int, branch: int = 0) -> list[int]:
-        """Where to stop on the way through `ids` to set a mark: where an earlier prompt parted, and before the last
-        message, which is the generation prompt and is written otherwise once the answer is part of the past."""
+        """Where to stop on the way through `ids` to set a mark: where an earlier prompt parted, and
+        before the last message, which is the generation prompt and is written otherwise once the
+        answer is part of the past.
+        """
         message = self._model._prompts.last_message_start(ids)
         ends: list[int] = []
         for end in sorted({branch, message}):

@@ -1,8 +1,10 @@
-"""A saved timeline: header with version, model fingerprint and checksum, then the arrays back to back.
+"""A saved timeline: header with version, model fingerprint and checksum, then the arrays back to
+back.
 
     "qwen35-session\\n" | header length, 8 bytes little-endian | header, JSON | the arrays' bytes
 
-Everything is compared with the file's size and checksum before an array is made; nothing is ever unpickled.
+Everything is compared with the file's size and checksum before an array is made; nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32")
 def write_session(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], *, fingerprint: str
 ) -> None:
-    """Write `arrays` to `path`: into a temporary file of the same folder that then takes its place."""
+    """Write `arrays` to `path`: into a temporary file of the same folder that then takes its
+    place.
+    """
     chunks = [np.ascontiguousarray(array) for array in arrays.values()]
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -65,7 +69,9 @@ def write_session(
 
 
 def read_session(path: str | os.PathLike[str], *, fingerprint: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by `write_session`. ModelFormatError if it is damaged, or another model's."""
+    """The arrays of a file by `write_session`. ModelFormatError if it is damaged, or another
+    model's.
+    """
     where = str(path)
     with open_regular(Path(path)) as file:
         size = os.fstat(file.fileno()).st_size
@@ -78,7 +84,8 @@ def read_session(path: str | os.PathLike[str], *, fingerprint: str) -> dict[str,
         (length,) = struct.unpack("<Q", prefix[len(MAGIC) :])
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - start):
             raise ModelFormatError(
-                f"{where}: header length {length}: expected 2 to {MAX_HEADER_BYTES} bytes within {size}"
+                f"{where}: header length {length}: expected 2 to {MAX_HEADER_BYTES} bytes within "
+                f"{size}"
             )
         header = parse_json(_read(file, length), where=f"{where}: header")
         _check_header(header, fingerprint, where)
@@ -87,7 +94,8 @@ def read_session(path: str | os.PathLike[str], *, fingerprint: str) -> dict[str,
         found = size - start - length
         if found != expected:
             raise ModelFormatError(
-                f"{where}: {found} bytes of data, the header asks for {expected}; save the session again"
+                f"{where}: {found} bytes of data, the header asks for {expected}; save the "
+                "session again"
             )
         data = _read(file, expected)
     if hashlib.sha256(data).hexdigest() != header.get("sha256"):
@@ -117,7 +125,8 @@ def _check_header(header: dict[str, Any], fingerprint: str, where: str) -> None:
         )
     if header.get("fingerprint") != fingerprint:
         raise ModelFormatError(
-            f"{where}: saved by another model (its weights or settings differ); use the one it is of"
+            f"{where}: saved by another model (its weights or settings differ); use the one it "
+            "is of"
         )
 
 

@@ -1,7 +1,9 @@
-"""A stand-in for the native module whose answers are scripted, so that tests can write down what must come out.
+"""A stand-in for the native module whose answers are scripted, so that tests can write down what
+must come out.
 
-`script(ids)` gives the next token after a timeline; without one it is drawn from the timeline's hash, so that two sessions
-agree exactly when their timelines do. Everything else (prefill, snapshot, restore, cancel, force) follows `_core.pyi`.
+`script(ids)` gives the next token after a timeline; without one it is drawn from the timeline's
+hash, so that two sessions agree exactly when their timelines do. Everything else (prefill,
+snapshot, restore, cancel, force) follows `_core.pyi`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Script = Callable[[list[int]], int]
+SAMPLING = {"temperature", "top_p", "top_k", "min_p", "seed"}
+SAMPLING |= {"presence_penalty", "frequency_penalty", "repetition_penalty"}
 CHUNK = 8  # tokens between two looks at the cancel flag
 
 
@@ -140,9 +144,7 @@ class FakeSession:
         progress: Any = None,
         **sampling: Any,
     ) -> FakeStream:
-        unknown = set(sampling) - set(
-            "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed".split()
-        )
+        unknown = set(sampling) - SAMPLING
         assert not unknown, unknown
         return FakeStream(
             self,
@@ -172,7 +174,7 @@ class FakeStream:
     ) -> None:
         self._session, self._prompt, self._progress = session, list(ids), progress
         room = session.context - session.position - len(ids)
-        self._left = room if max_tokens < 0 else max_tokens
+        self._left = max(room, 1) if max_tokens < 0 else max_tokens
         self._min, self._stops, self._logprobs, self._bias = min_tokens, stops, logprobs, bias
         self._forced: list[int] = []
         self._pending: int | None = None  # yielded, not yet in the session
@@ -250,7 +252,9 @@ def after(prompt_ids: Sequence[int], answer: Sequence[int], then: int) -> Script
 def fake_model(
     folder: Path, *, script: Script | None = None, chunk_s: float = 0.0, **options: Any
 ) -> Any:
-    """A `qwen35.Model` over FakeModel, with tokenizer, template and config of a small checkpoint in `folder`."""
+    """A `qwen35.Model` over FakeModel, with tokenizer, template and config of a small checkpoint in
+    `folder`.
+    """
     from qwen35.config import read_config
     from qwen35.model import Model
     from qwen35.safetensors_file import open_safetensors
@@ -267,7 +271,9 @@ def fake_model(
         chat_template=checkpoints.TEMPLATE,
         tokenizer_file=folder / "tokenizer.json",
         close=lambda: None,
+        check_unchanged=lambda: None,
     )
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    rows = checkpoint.config.text.vocab_size
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", embedding_rows=rows)
     core: Any = FakeModel(checkpoint.config.text.vocab_size, script, chunk_s=chunk_s)
     return Model(checkpoint, core, tokenizer, **options)
