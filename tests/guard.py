@@ -1,7 +1,7 @@
 """Arrays that touch a page nobody may read or write: one element too far is a crash, not a lucky number.
 
-`after(x)` ends where a forbidden page starts, `before(x)` starts where one ends. Both keep the row stride asked for, and in
-neither does the gap after the last row exist.
+With at_end=True an array ends where a forbidden page starts, otherwise it starts where one ends. Rows may have gaps between
+them; after the last row there is none.
 """
 
 from __future__ import annotations
@@ -36,31 +36,26 @@ def _fenced_bytes(size: int, *, at_end: bool) -> NDArray[np.uint8]:
     return np.frombuffer(area, np.uint8, size, first)
 
 
-def empty(
-    shape: tuple[int, ...], dtype: DTypeLike, *, at_end: bool, stride: int | None = None
+def poisoned(
+    shape: tuple[int, ...], dtype: DTypeLike, *, at_end: bool, gap: int = 0
 ) -> NDArray[Any]:
-    """A fenced array of shape [n] or [rows, n]; `stride` elements from row to row (n when None). Contents: zero bytes."""
+    """A fenced output of shape [n] or [rows, n] with `gap` elements between rows.
+
+    Every byte is 0xFF, in the gaps too: NaN in each float type, so that what is not written shows, and what is written in
+    a gap as well.
+    """
     item, n = np.dtype(dtype).itemsize, shape[-1]
     rows = shape[0] if len(shape) == 2 else 1
-    ld = n if stride is None else stride
-    raw = _fenced_bytes(((rows - 1) * ld + n) * item, at_end=at_end)
+    raw = _fenced_bytes(((rows - 1) * (n + gap) + n) * item, at_end=at_end)
+    raw[:] = 0xFF
     flat = raw.view(dtype)
-    return flat if len(shape) == 1 else as_strided(flat, shape, (ld * item, item))
+    return flat if len(shape) == 1 else as_strided(flat, shape, ((n + gap) * item, item))
 
 
 def like(x: NDArray[Any], *, at_end: bool, gap: int = 0) -> NDArray[Any]:
     """A fenced copy of x, [n] or [rows, n], with `gap` elements between rows."""
-    out = empty(x.shape, x.dtype, at_end=at_end, stride=x.shape[-1] + gap)
+    out = poisoned(x.shape, x.dtype, at_end=at_end, gap=gap)
     out[...] = x
-    return out
-
-
-def poisoned(
-    shape: tuple[int, ...], dtype: DTypeLike, *, at_end: bool, gap: int = 0
-) -> NDArray[Any]:
-    """A fenced output whose every byte is 0xFF: NaN in each float type, so that what is not written shows."""
-    out = empty(shape, dtype, at_end=at_end, stride=shape[-1] + gap)
-    out.view(f"u{out.dtype.itemsize}")[...] = -1 & (2 ** (8 * out.dtype.itemsize) - 1)
     return out
 
 

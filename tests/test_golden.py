@@ -18,7 +18,7 @@ import qwen35
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
-import models  # noqa: E402
+import models
 
 NAMES = list(models.CONFIGS)
 # The plainest decoding, whatever presets a model comes with.

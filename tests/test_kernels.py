@@ -1,0 +1,421 @@
+"""Oracle: NumPy in float64, on what each kernel's comment in csrc/kernels/kernels.h promises. Every target this machine can run.
+
+Arrays end at a page nobody may read, or start after one; outputs are NaN before; sizes sit around every vector width; rows have
+gaps, which must stay as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import guard
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from numpy.typing import NDArray
+
+from qwen35 import _core
+
+Array = NDArray[Any]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+STORAGE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": BF16}
+SIZES = sorted({1, *(s for w in (4, 8, 16, 32) for s in (w - 1, w, w + 1, 3 * w + 5))})
+FEW = (1, 7, 16, 33, 53)
+EPS = 2.0**-24  # half a unit in the last place of float32: one rounding
+TARGETS = _core.kernels()
+WHERE = pytest.mark.parametrize("at_end", [True, False], ids=["ends at guard", "starts at guard"])
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def as_core(x: Array) -> Array:
+    """bfloat16 goes to the core as its bits."""
+    return x.view(np.uint16) if x.dtype == BF16 else x
+
+
+def run(target: str, name: str, *args: Any) -> Any:
+    return _core.run_kernel(
+        target, name, *(as_core(a) if isinstance(a, np.ndarray) else a for a in args)
+    )
+
+
+def noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+
+def wide(x: Array) -> NDArray[np.float64]:
+    return x.astype(np.float64)
+
+
+def check_gaps(x: Array) -> None:
+    assert np.isnan(guard.gaps(x).astype(np.float32)).all(), "written between rows"
+
+
+def test_portable_target_is_always_there() -> None:
+    assert TARGETS[0] == "c"
+    assert set(TARGETS) <= {"c", "avx2", "avx512"}
+
+
+# ---- storage types -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_expand_every_bit_pattern(target: str, kind: str) -> None:
+    """65,536 values, subnormals, infinities and NaN among them: exact."""
+    x = np.arange(65536, dtype=np.uint16).view(STORAGE[kind])
+    y = np.empty(65536, np.float32)
+    run(target, "expand", y, x)
+    want = x.astype(np.float32)
+    assert np.array_equal(np.isnan(y), np.isnan(want))
+    assert np.array_equal(y[~np.isnan(y)].view(np.uint32), want[~np.isnan(want)].view(np.uint32))
+
+
+@WHERE
+@pytest.mark.parametrize("kind", STORAGE)
+@pytest.mark.parametrize("n", SIZES)
+def test_expand_and_narrow_sizes(target: str, kind: str, n: int, at_end: bool) -> None:
+    x = guard.like(noise(np.random.default_rng(n), (n,), STORAGE[kind]), at_end=at_end)
+    y = guard.poisoned((n,), np.float32, at_end=at_end)
+    run(target, "expand", y, x)
+    assert np.array_equal(y, x.astype(np.float32))
+    back = guard.poisoned((n,), STORAGE[kind], at_end=at_end)
+    run(target, "narrow", back, y)
+    assert np.array_equal(as_core(back), as_core(x))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_narrow_rounds_to_nearest_even(target: str, kind: str) -> None:
+    """Each 16-bit value, the ties half way to the next, one unit beside the ties, and a million random bit patterns."""
+    values = np.arange(65536, dtype=np.uint16).view(STORAGE[kind]).astype(np.float32)
+    values = np.unique(values[np.isfinite(values)])
+    ties = (wide(values[:-1]) + wide(values[1:])) / 2
+    ties = ties.astype(np.float32)
+    random = (
+        np.random.default_rng(0).integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
+    )
+    beside = [np.nextafter(ties, np.float32(s)) for s in (-np.inf, np.inf)]
+    ends = np.array(
+        [0.0, -0.0, np.inf, -np.inf, np.nan, 65519.996, 65520, 3.4e38, 1e-45, 2.0**-25], np.float32
+    )
+    x = np.concatenate([values, ties, *beside, random, ends])
+    y = np.empty(len(x), STORAGE[kind])
+    run(target, "narrow", y, x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = x.astype(STORAGE[kind])
+    numbers = ~np.isnan(x)
+    assert np.array_equal(as_core(y)[numbers], as_core(want)[numbers])
+    assert np.isnan(y[~numbers].astype(np.float32)).all()
+
+
+# ---- dot: y[t, r] = sum_k w[r, k] x[t, k] ---------------------------------------------------------
+
+
+def dot_bound(w: Array, x: Array, n: int) -> NDArray[np.float64]:
+    """n products and sums, one rounding each, in whatever order: n EPS sum |w x|."""
+    return (n + 2) * EPS * (abs(wide(x)) @ abs(wide(w)).T)
+
+
+@WHERE
+@pytest.mark.parametrize("kind", STORAGE)
+@pytest.mark.parametrize("n", SIZES)
+def test_dot_sizes(target: str, kind: str, n: int, at_end: bool) -> None:
+    rng = np.random.default_rng(n)
+    w = guard.like(noise(rng, (7, n), STORAGE[kind]), at_end=at_end, gap=3)
+    x = guard.like(noise(rng, (5, n)), at_end=at_end, gap=1)
+    y = guard.poisoned((5, 7), np.float32, at_end=at_end, gap=2)
+    run(target, "dot", y, w, x)
+    assert (abs(y - wide(x) @ wide(w).T) <= dot_bound(w, x, n)).all()
+    check_gaps(y)
+
+
+@pytest.mark.parametrize("kind", STORAGE)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 12, 13, 24, 29])
+def test_dot_rows_and_tokens(target: str, kind: str, rows: int) -> None:
+    """Every tile and every remainder; and a row's bits are the same whatever shares the call."""
+    rng = np.random.default_rng(rows)
+    w, x = noise(rng, (rows, 37), STORAGE[kind]), noise(rng, (13, 37))
+    alone = np.full((13, rows), np.nan, np.float32)
+    for t in range(13):
+        for r in range(rows):
+            run(target, "dot", alone[t : t + 1, r : r + 1], w[r : r + 1], x[t : t + 1])
+    for tokens in (1, 2, 3, 4, 5, 8, 13):
+        y = guard.poisoned((tokens, rows), np.float32, at_end=True)
+        run(target, "dot", y, w, x[:tokens])
+        assert np.array_equal(y, alone[:tokens]), f"{tokens} tokens"
+
+
+@pytest.mark.parametrize("kind", STORAGE)
+def test_dot_adds(target: str, kind: str) -> None:
+    rng = np.random.default_rng(1)
+    w, x, before = noise(rng, (9, 21), STORAGE[kind]), noise(rng, (6, 21)), noise(rng, (6, 9))
+    fresh, y = np.empty_like(before), before.copy()
+    run(target, "dot", fresh, w, x)
+    run(target, "dot", y, w, x, 1)
+    assert np.array_equal(y, before + fresh)
+
+
+@pytest.mark.parametrize("kind", STORAGE)
+def test_dot_at_model_width(target: str, kind: str) -> None:
+    """Long sums: the error grows far slower than the bound; 1e-6 of sum |w x| would show a float16 or bfloat16 sum."""
+    rng = np.random.default_rng(2)
+    w, x = noise(rng, (8, 4096), STORAGE[kind]), noise(rng, (3, 4096))
+    y = np.full((3, 8), np.nan, np.float32)
+    run(target, "dot", y, w, x)
+    assert (abs(y - wide(x) @ wide(w).T) <= 1e-6 * (abs(wide(x)) @ abs(wide(w)).T)).all()
+
+
+# ---- mix: y[t, j] += sum_s p[t, s] v[s, j] --------------------------------------------------------
+
+
+@WHERE
+@pytest.mark.parametrize("kind", STORAGE)
+@pytest.mark.parametrize("n", [*SIZES, 64, 96, 128, 133])
+def test_mix_sizes(target: str, kind: str, n: int, at_end: bool) -> None:
+    rng = np.random.default_rng(n)
+    p = guard.like(abs(noise(rng, (5, 9))), at_end=at_end, gap=2)
+    v = guard.like(noise(rng, (9, n), STORAGE[kind]), at_end=at_end, gap=3)
+    y = guard.poisoned((5, n), np.float32, at_end=at_end, gap=1)
+    y[...] = start = noise(rng, (5, n))
+    run(target, "mix", y, p, v)
+    bound = 11 * EPS * (abs(wide(start)) + wide(p) @ abs(wide(v)))
+    assert (abs(y - (wide(start) + wide(p) @ wide(v))) <= bound).all()
+    check_gaps(y)
+
+
+@pytest.mark.parametrize("kind", STORAGE)
+@pytest.mark.parametrize("n", [5, 64, 101])
+def test_mix_tokens(target: str, kind: str, n: int) -> None:
+    """A token's bits are the same whatever shares the call."""
+    rng = np.random.default_rng(n)
+    p, v, start = noise(rng, (11, 6)), noise(rng, (6, n), STORAGE[kind]), noise(rng, (11, n))
+    alone = start.copy()
+    for t in range(11):
+        run(target, "mix", alone[t : t + 1], p[t : t + 1], v)
+    for tokens in (1, 2, 3, 4, 5, 8, 11):
+        y = start[:tokens].copy()
+        run(target, "mix", y, p[:tokens], v)
+        assert np.array_equal(y, alone[:tokens]), f"{tokens} tokens"
+
+
+@pytest.mark.parametrize("kind", STORAGE)
+def test_mix_of_weight_zero_changes_nothing(target: str, kind: str) -> None:
+    """Attention gives positions a token may not see the weight 0: bits stay."""
+    rng = np.random.default_rng(3)
+    p, v, y = noise(rng, (6, 8)), noise(rng, (8, 40), STORAGE[kind]), noise(rng, (6, 40))
+    p[:, 5:] = 0
+    short, long = y.copy(), y.copy()
+    run(target, "mix", short, p[:, :5], v[:5])
+    run(target, "mix", long, p, v)
+    assert np.array_equal(short, long)
+
+
+# ---- delta ---------------------------------------------------------------------------------------
+
+
+def delta_inputs(T: int, Dk: int, cols: int) -> tuple[Array, ...]:
+    """q, k, v, decay, beta, state as the model makes them: unit keys, decay and beta between 0 and 1."""
+    rng = np.random.default_rng(T * 1000 + Dk * 40 + cols)
+    q, k = (reference.unit_l2(noise(rng, (T, Dk))) for _ in range(2))
+    decay, beta = (rng.uniform(0.05, 1, T).astype(np.float32) for _ in range(2))
+    return q, k, noise(rng, (T, cols)), decay, beta, noise(rng, (Dk, cols))
+
+
+@WHERE
+@pytest.mark.parametrize("cols", [1, 7, 8, 9, 15, 16, 17, 29, 31, 32])
+@pytest.mark.parametrize(("T", "Dk"), [(1, 1), (1, 17), (5, 16), (23, 53), (70, 128)])
+def test_delta(target: str, T: int, Dk: int, cols: int, at_end: bool) -> None:
+    """Float32 against float64. Keys are unit vectors, so an error is not magnified from step to step: 3e-6 of the largest
+    value allows some 50 roundings."""
+    q, k, v, decay, beta, state = delta_inputs(T, Dk, cols)
+    want, want_state = reference.delta_rule(*map(wide, (q, k, v, decay, beta, state)))
+    out = guard.poisoned((T, cols), np.float32, at_end=at_end, gap=2)
+    fenced = guard.like(state, at_end=at_end)
+    run(
+        target,
+        "delta",
+        out,
+        fenced,
+        guard.like(q, at_end=at_end, gap=5),
+        guard.like(k, at_end=at_end, gap=5),
+        guard.like(v, at_end=at_end, gap=1),
+        guard.like(decay, at_end=at_end),
+        guard.like(beta, at_end=at_end),
+    )
+    assert abs(out - want).max() <= 3e-6 * max(1, abs(want).max())
+    assert abs(fenced - want_state).max() <= 3e-6 * max(1, abs(want_state).max())
+    check_gaps(out)
+
+
+@pytest.mark.parametrize("cols", [9, 32])
+@pytest.mark.parametrize("cut", [1, 2, 7, 12])
+def test_delta_split_anywhere(target: str, cols: int, cut: int) -> None:
+    """Two calls give the bits of one: the state is all that is carried."""
+    q, k, v, decay, beta, state = delta_inputs(13, 19, cols)
+    whole, whole_state = np.empty_like(v), state.copy()
+    run(target, "delta", whole, whole_state, q, k, v, decay, beta)
+    parts, parts_state = np.empty_like(v), state.copy()
+    for part in (slice(0, cut), slice(cut, 13)):
+        run(
+            target,
+            "delta",
+            parts[part],
+            parts_state,
+            q[part],
+            k[part],
+            v[part],
+            decay[part],
+            beta[part],
+        )
+    assert np.array_equal(parts, whole)
+    assert np.array_equal(parts_state, whole_state)
+
+
+def test_delta_may_overwrite_v(target: str) -> None:
+    q, k, v, decay, beta, state = delta_inputs(13, 19, 32)
+    want, want_state, in_place, other = np.empty_like(v), state.copy(), v.copy(), state.copy()
+    run(target, "delta", want, want_state, q, k, v, decay, beta)
+    run(target, "delta", in_place, other, q, k, in_place, decay, beta)
+    assert np.array_equal(in_place, want)
+    assert np.array_equal(other, want_state)
+
+
+# ---- vectors -------------------------------------------------------------------------------------
+
+
+@WHERE
+@pytest.mark.parametrize("n", [*SIZES, 256, 1024])
+def test_rms_norm(target: str, n: int, at_end: bool) -> None:
+    """The sum of squares loses at most n EPS, the root halves it; 3 roundings follow."""
+    rng = np.random.default_rng(n)
+    x, scale = (guard.like(noise(rng, (n,)), at_end=at_end) for _ in range(2))
+    want = wide(x) / np.sqrt(np.mean(wide(x) ** 2) + 1e-6) * wide(scale)
+    y = guard.poisoned((n,), np.float32, at_end=at_end)
+    run(target, "rms_norm", y, x, scale, 1e-6)
+    assert y == pytest.approx(want, rel=(n / 2 + 6) * EPS)
+    run(target, "rms_norm", x, x, scale, 1e-6)
+    assert np.array_equal(x, y)
+
+
+@WHERE
+@pytest.mark.parametrize("n", [*SIZES, 128])
+def test_l2_norm(target: str, n: int, at_end: bool) -> None:
+    x = guard.like(noise(np.random.default_rng(n), (n,)), at_end=at_end)
+    want = reference.unit_l2(wide(x)) * 0.125
+    run(target, "l2_norm", x, 0.125)
+    assert x == pytest.approx(want, rel=(n / 2 + 6) * EPS)
+
+
+def test_norms_of_zeros(target: str) -> None:
+    """eps keeps them finite."""
+    x, y = np.zeros(9, np.float32), np.full(9, np.nan, np.float32)
+    run(target, "rms_norm", y, x, np.ones(9, np.float32), 1e-6)
+    run(target, "l2_norm", x, 1.0)
+    assert not x.any()
+    assert not y.any()
+
+
+@WHERE
+@pytest.mark.parametrize("n", SIZES)
+def test_gates(target: str, n: int, at_end: bool) -> None:
+    """exp is good to 2 ulp (4 EPS), the sum, quotient and product round once each. Gates up to 100: no overflow."""
+    rng = np.random.default_rng(n)
+    gate, x = (guard.like(noise(rng, (n,)) * scale, at_end=at_end) for scale in (30, 1))
+    for name, want in (
+        ("silu_mul", reference.silu(wide(gate)) * wide(x)),
+        ("sigmoid_mul", reference.sigmoid(wide(gate)) * wide(x)),
+    ):
+        y = guard.poisoned((n,), np.float32, at_end=at_end)
+        run(target, name, y, gate, x)
+        assert y == pytest.approx(want, rel=10 * EPS, abs=1e-36), name
+        for alias in (gate.copy(), x.copy()):
+            args = (alias, x) if np.array_equal(alias, gate) else (gate, alias)
+            run(target, name, alias, *args)
+            assert np.array_equal(alias, y), f"{name} in place"
+
+
+@WHERE
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n", [*FEW, 31, 32, 64, 101])
+def test_conv_silu(target: str, n: int, K: int, at_end: bool) -> None:
+    """K rounded products, then SiLU of the sum: its slope is at most 1.1."""
+    rng = np.random.default_rng(n * 10 + K)
+    taps = guard.like(noise(rng, (K, n)), at_end=at_end, gap=2)
+    w = guard.like(noise(rng, (K, n)), at_end=at_end, gap=4)
+    y = guard.poisoned((n,), np.float32, at_end=at_end)
+    run(target, "conv_silu", y, taps, w)
+    total = (wide(taps) * wide(w)).sum(axis=0)
+    bound = (1.1 * (K + 1) * abs(wide(taps) * wide(w)).sum(axis=0) + 10 * abs(total)) * EPS
+    assert (abs(y - reference.silu(total)) <= bound).all()
+
+
+@WHERE
+@pytest.mark.parametrize("n", [*SIZES, 64])
+def test_softmax_step(target: str, n: int, at_end: bool) -> None:
+    """Two steps make a softmax: exp of differences, and their sum, whatever the running maximum was."""
+    rng = np.random.default_rng(n)
+    scores = noise(rng, (n,)) * 10
+    for running in (-np.inf, -1e30, float(scores.max()) + 3, float(scores.max())):
+        s = guard.like(scores, at_end=at_end)
+        top, total = run(target, "softmax_step", s, running)
+        assert top == max(np.float32(running), scores.max())
+        want = np.exp(wide(scores) - top)
+        far = abs(wide(scores) - top)  # this difference is rounded before exp, once
+        assert (abs(s - want) <= (far + 6) * EPS * want + 1e-37).all()
+        assert total == pytest.approx(want.sum(), rel=(n + far.max() + 6) * EPS)
+
+
+@WHERE
+@pytest.mark.parametrize("n", SIZES)
+def test_scale(target: str, n: int, at_end: bool) -> None:
+    x = guard.like(noise(np.random.default_rng(n), (n,)), at_end=at_end)
+    want = x * np.float32(0.3)
+    run(target, "scale", x, 0.3)
+    assert np.array_equal(x, want)
+
+
+def test_exp_everywhere(target: str) -> None:
+    """Within 2 ulp on [-87, 88], clamped outside: no infinity, no NaN, never negative."""
+    x = np.concatenate([np.linspace(-87, 88, 400_001), [0.0, -0.0, 1e-30, -1e-30]]).astype(
+        np.float32
+    )
+    y = np.full_like(x, np.nan)
+    run(target, "exp", y, x)
+    want = np.exp(wide(x))
+    assert (abs(y - want) <= 2 * np.spacing(want.astype(np.float32))).all()
+    assert y[-4:].tolist() == [1.0, 1.0, 1.0, 1.0]
+    outside = np.array([-88, -1e4, -np.inf, 89, 1e4, np.inf], np.float32)
+    y = np.full(6, np.nan, np.float32)
+    run(target, "exp", y, outside)
+    assert np.isfinite(y).all()
+    assert (y[:3] <= 1.7e-38).all()
+    assert (y[3:] >= 1.6e38).all()
+
+
+@WHERE
+@pytest.mark.parametrize("n", SIZES)
+def test_exp_sizes(target: str, n: int, at_end: bool) -> None:
+    x = guard.like(noise(np.random.default_rng(n), (n,)), at_end=at_end)
+    y = guard.poisoned((n,), np.float32, at_end=at_end)
+    run(target, "exp", y, x)
+    assert y == pytest.approx(np.exp(wide(x)), rel=5 * EPS)
+
+
+# ---- wrong use -----------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_errors() -> None:
+    x = np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match="nonsense"):
+        run("nonsense", "exp", x, x)
+    with pytest.raises(ValueError, match="nonsense"):
+        run("c", "nonsense", x, x)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int32, np.complex64])
+def test_other_types_are_errors(kind: type) -> None:
+    with pytest.raises(ValueError):
+        run("c", "exp", np.zeros(4, kind), np.zeros(4, kind))
