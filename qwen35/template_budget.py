@@ -219,7 +219,9 @@ class Budget:
                 *(len(t) for t in rest if isinstance(t, str)),
             ]
         )
-        separators = sum(self.weight(pair) for pair in rest if isinstance(pair, (list, tuple)))
+        separators = sum(
+            len(str(p)) for pair in rest if isinstance(pair, (list, tuple)) for p in pair
+        )
         if indent > 16 or separators > 64:
             raise LimitError("tojson: indent over 16 or long separators")
         weight = self.weight(value)
