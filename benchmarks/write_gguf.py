@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write a checkpoint's text model as a bf16 GGUF, so that llama.cpp runs the very same weights beside qwen35.
+"""Write a checkpoint's text model as a bf16 GGUF: llama.cpp runs the very same weights.
 
     pip install gguf
     python benchmarks/write_gguf.py CHECKPOINT_DIR OUT.gguf
 
-Speed and logits only: the file carries no tokenizer. Value heads are put into the order llama.cpp's `qwen35`
-architecture expects (key head = h mod Hk), norms carry their 1, `ssm_a` is -exp(A_log).
+Speed and logits only: the file carries no tokenizer. Value heads are put into the order that
+llama.cpp's `qwen35` architecture expects (key head = h mod Hk), norms carry their 1, `ssm_a` is
+-exp(A_log).
 """
 
 from __future__ import annotations

@@ -20,7 +20,12 @@ from .config import Config
 from .errors import ModelFormatError, UnsupportedModelError
 from .fields import nearest
 from .load_progress import LoadProgress, Report, reporting
-from .machine import available_memory, default_threads, thread_reason
+from .machine import (
+    available_memory,
+    default_threads,
+    release_free_memory,
+    thread_reason,
+)
 from .weight_files import Tensors
 
 if TYPE_CHECKING:
@@ -282,9 +287,11 @@ def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
             "<|image_pad|>": config.image_token_id,
             "<|video_pad|>": config.video_token_id,
         }
-    return Tokenizer.from_file(
+    tokenizer = Tokenizer.from_file(
         checkpoint.tokenizer_file, embedding_rows=rows, expected_ids=expected
     )
+    release_free_memory()
+    return tokenizer
 
 
 class AbsentTokenizer:

@@ -32,6 +32,18 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
+def release_free_memory() -> None:
+    """Give memory that was freed back to the system, where the C library (glibc) keeps it instead.
+
+    Parsing a tokenizer.json of 33 MB leaves about 190 MB behind that nothing would use again.
+    """
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def _limits(root: Path = ROOT) -> dict[str, int]:
     allowed = _allowed_processors()
     quota = _cgroup_processors(root)

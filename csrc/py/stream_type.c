@@ -153,7 +153,6 @@ static double seconds(void) {
 static int feed(StreamObject *self) {
     watch w = {.cancel = &self->cancel, .progress = self->started ? NULL : self->progress};
     int result = 0;
-    double start = seconds();
     if (!self->started) {
         size_t before = qwen35_session_position(self->session->session);
         result = q35_append_watched(self->session, self->ids, self->positions, &w, (qwen35_append_options){0});
@@ -168,8 +167,6 @@ static int feed(StreamObject *self) {
         Py_DECREF(id);
         self->last_is_fed = result == 0;
     }
-    double spent = seconds() - start;
-    *(self->produced ? &self->decode_s : &self->prefill_s) += spent;
     if (result < 0) return -1;
     if (PyErr_CheckSignals()) return -1;
     if (result > 0 || atomic_load(&self->cancel)) {
@@ -264,7 +261,9 @@ static PyObject *stream_next(StreamObject *self) {
         return NULL;
     }
     if (q35_session_enter(self->session)) return NULL;
+    double start = seconds(), *phase = self->produced ? &self->decode_s : &self->prefill_s;
     PyObject *token = advance(self);
+    *phase += seconds() - start;
     q35_session_leave(self->session);
     return token;
 }
