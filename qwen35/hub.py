@@ -27,6 +27,9 @@ SMALL_FILES = (
     INDEX,
 )
 
+# Packages whose errors are the connection's, in one or another version of huggingface_hub.
+_TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
+
 
 def download(
     hub_id: str, *, revision: str | None, local_files_only: bool, progress: LoadProgress
@@ -99,6 +102,12 @@ class _Fetcher:
             raise OSError(
                 f"{self.hub_id!r}{at}: the hub answered with an error ({error}); try again later, "
                 "it resumes"
+            ) from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in _TRANSPORTS:
+                raise
+            raise OSError(
+                f"{self.hub_id!r}{at}: the connection failed ({error}); run it again, it resumes"
             ) from error
         return Path(folder)
 

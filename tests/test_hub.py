@@ -42,6 +42,7 @@ class Hub:
 
     def __init__(self, repositories: dict[str, Path | tuple[int, str]]) -> None:
         self.repositories, self.log = repositories, []
+        self.cut = ""  # the file whose body ends early
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -79,7 +80,10 @@ class Hub:
         else:
             data = (home / parts[-1]).read_bytes()
             headers = {"ETag": f'"{parts[-1]}"', "X-Repo-Commit": COMMIT}
-            self.send(request, 200, data, headers, body=body)
+            short = self.cut == parts[-1] and body
+            self.send(
+                request, 200, data, headers, body=body, sent=len(data) // 2 if short else None
+            )
 
     def send(
         self,
@@ -89,13 +93,15 @@ class Hub:
         headers: dict[str, str],
         *,
         body: bool = True,
+        sent: int | None = None,
     ) -> None:
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             request.send_header(name, value)
         request.end_headers()
         if body:
-            request.wfile.write(data)
+            request.wfile.write(data[:sent])
+        request.close_connection = sent is not None
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +226,12 @@ def test_refusals_say_what_to_do(answers: dict[str, Any], call: str, part: str) 
 def test_names_the_hub_cannot_have(answers: dict[str, Any]) -> None:
     word, message, _ = answers["me/--bad..name"]
     assert word in ("ValueError", "FileNotFoundError") and "me/--bad..name" in message
+
+
+def test_connection_that_breaks_off(hub: Hub, tmp_path: Path) -> None:
+    """The body of a shard ends early: an OSError, and the next attempt succeeds."""
+    hub.cut = "model-00002-of-00002.safetensors"
+    word, message, is_os_error = ask(hub.url, tmp_path, [("me/good", {})])[0]
+    hub.cut = ""
+    assert is_os_error and "me/good" in message and "resumes" in message
+    assert ask(hub.url, tmp_path, [("me/good", {})])[0][:2] == ["ok", "me/good"]
