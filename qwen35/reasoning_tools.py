@@ -130,9 +130,10 @@ class AnswerParser:
         another call follows it.
         """
         text = self._held
-        body = text[len(_CALL) :].lstrip()
-        if not (body.startswith(_HEAD) or (more and _HEAD.startswith(body))):
-            return self._no_call(len(_CALL), pieces)
+        if self._searched == 0:
+            body = text[len(_CALL) :].lstrip()
+            if not (body.startswith(_HEAD) or (more and _HEAD.startswith(body))):
+                return self._no_call(len(_CALL), pieces)
         end = text.find(_END_CALL, max(len(_CALL), self._searched))
         while end >= 0:
             after = end + len(_END_CALL)
