@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "attention.h"
+#include "cpu.h"
 #include "deltanet.h"
 #include "kernels/kernels.h"
 #include "linear.h"
@@ -61,7 +62,8 @@ q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status) {
     q35_scratch *scratch = model->idle;
     if (scratch) model->idle = scratch->next;
     pthread_mutex_unlock(&model->lock);
-    return scratch ? scratch : q35_scratch_new(&model->g, model->threads, status);
+    size_t state_floats = q35_cache_state_floats(&model->cache_shape);
+    return scratch ? scratch : q35_scratch_new(&model->g, model->threads, state_floats, status);
 }
 
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch) {
@@ -138,7 +140,7 @@ void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
     memory->owned = model->weights.owned_bytes;
     memory->kv_per_token = model->cache_shape.page_bytes / Q35_PAGE;
     memory->state = q35_cache_state_floats(&model->cache_shape) * sizeof(float);
-    memory->scratch = q35_scratch_bytes(&model->g, model->threads);
+    memory->scratch = q35_scratch_bytes(&model->g, model->threads, memory->state / sizeof(float));
 }
 
 int qwen35_model_threads(const qwen35_model *model) { return model->threads; }
@@ -146,3 +148,14 @@ size_t qwen35_model_vocabulary(const qwen35_model *model) { return model->g.V; }
 
 int qwen35_select_target(const char *name) { return q35_kernels_select(name); }
 const char *qwen35_target(void) { return q35_kernel->name; }
+
+size_t qwen35_cpu_features(const char *names[QWEN35_MAX_FEATURES]) {
+    q35_cpu cpu;
+    q35_cpu_detect(&cpu);
+    size_t n = 0;
+    if (cpu.avx2) names[n++] = "avx2";
+    if (cpu.avx512) names[n++] = "avx512";
+    if (cpu.avx512vnni) names[n++] = "avx512vnni";
+    if (cpu.avx512bf16) names[n++] = "avx512bf16";
+    return n;
+}

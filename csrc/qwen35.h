@@ -127,4 +127,8 @@ void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, 
 int qwen35_select_target(const char *name);
 const char *qwen35_target(void);
 
+/* Names of the processor features found that the kernels could use; returns their number. */
+#define QWEN35_MAX_FEATURES 8
+size_t qwen35_cpu_features(const char *names[QWEN35_MAX_FEATURES]);
+
 #endif

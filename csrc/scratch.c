@@ -9,7 +9,7 @@
 static size_t max(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Sets the sizes of `s` and, given a block, its pointers; returns the floats in all. */
-static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, float *block) {
+static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, size_t state_floats, float *block) {
     const size_t T = Q35_CHUNK, vd = g->Hv * g->Dv;
     size_t linear_cols = 2 * g->Hk * g->Dk + 2 * vd + 2 * g->Hv, full_cols = (2 * g->Hq + 2 * g->Hkv) * g->Dh;
     s->proj_cols = max(max(linear_cols, full_cols), 2 * g->F);
@@ -29,6 +29,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, flo
         {&s->sine, T * g->Dr / 2},
         {&s->logits, Q35_LOGIT_ROWS * g->V},
         {&s->worker, (size_t)threads * s->worker_floats},
+        {&s->backup, state_floats},
         {&s->panel, q35_linear_panel_floats(widest)},
     };
     size_t used = 0;
@@ -39,21 +40,22 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, flo
     return used;
 }
 
-size_t q35_scratch_bytes(const qwen35_geometry *geometry, int threads) {
+size_t q35_scratch_bytes(const qwen35_geometry *geometry, int threads, size_t state_floats) {
     q35_scratch sizes;
-    return lay_out(&sizes, geometry, threads, NULL) * sizeof(float);
+    return lay_out(&sizes, geometry, threads, state_floats, NULL) * sizeof(float);
 }
 
-q35_scratch *q35_scratch_new(const qwen35_geometry *geometry, int threads, qwen35_status *status) {
+q35_scratch *q35_scratch_new(const qwen35_geometry *geometry, int threads, size_t state_floats,
+                             qwen35_status *status) {
     q35_scratch *s = q35_alloc(1, sizeof *s, "scratch", status);
     if (!s) return NULL;
-    s->bytes = q35_scratch_bytes(geometry, threads);
+    s->bytes = q35_scratch_bytes(geometry, threads, state_floats);
     s->block = q35_alloc(s->bytes, 1, "scratch", status);
     if (!s->block) {
         q35_free(s);
         return NULL;
     }
-    lay_out(s, geometry, threads, s->block);
+    lay_out(s, geometry, threads, state_floats, s->block);
     return s;
 }
 

@@ -19,13 +19,14 @@ typedef struct q35_scratch {
     float *sine;     /* [T, Dr / 2] */
     float *logits;   /* [Q35_LOGIT_ROWS, V] */
     float *worker;   /* [threads, worker_floats] */
+    float *backup;   /* recurrent state of a session before the chunk under way */
     float *panel;    /* for q35_linear; NULL where it needs none */
     float *block;    /* all of the above lie in it */
     size_t bytes;
 } q35_scratch;
 
-q35_scratch *q35_scratch_new(const qwen35_geometry *geometry, int threads, qwen35_status *status);
+q35_scratch *q35_scratch_new(const qwen35_geometry *geometry, int threads, size_t state_floats, qwen35_status *status);
 void q35_scratch_free(q35_scratch *scratch);
-size_t q35_scratch_bytes(const qwen35_geometry *geometry, int threads);
+size_t q35_scratch_bytes(const qwen35_geometry *geometry, int threads, size_t state_floats);
 
 #endif

@@ -22,7 +22,6 @@ struct qwen35_session {
     int32_t *ids;  /* [position] */
     float *logits; /* [V] after the last token */
     int has_logits;
-    float *backup; /* the recurrent state before the chunk under way */
 };
 
 struct qwen35_snapshot {
@@ -39,8 +38,7 @@ qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_s
     session->model = model;
     session->context = context;
     session->logits = q35_alloc(model->g.V, sizeof(float), "session logits", status);
-    session->backup = q35_alloc(q35_cache_state_floats(&model->cache_shape) + 1, sizeof(float), "state copy", status);
-    if (!session->logits || !session->backup || q35_cache_init(&session->cache, &model->cache_shape, status)) {
+    if (!session->logits || q35_cache_init(&session->cache, &model->cache_shape, status)) {
         qwen35_session_free(session);
         return NULL;
     }
@@ -51,7 +49,6 @@ void qwen35_session_free(qwen35_session *session) {
     if (!session) return;
     if (session->cache.shape) q35_cache_free(&session->cache);
     q35_free(session->logits);
-    q35_free(session->backup);
     q35_free(session->ids);
     q35_free(session);
 }
@@ -64,7 +61,7 @@ const float *qwen35_session_logits(const qwen35_session *session) {
 }
 size_t qwen35_session_bytes(const qwen35_session *session) {
     return q35_cache_bytes(&session->cache) + session->model->g.V * sizeof(float) +
-           q35_cache_state_floats(&session->model->cache_shape) * sizeof(float) + session->ids_capacity * sizeof(int32_t);
+           session->ids_capacity * sizeof(int32_t);
 }
 
 static int reserve_ids(qwen35_session *session, size_t n, qwen35_status *status) {
@@ -128,7 +125,7 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     int keep_copy = T >= LONG_CHUNK_TOKENS || model->weights.given_bytes > SLOW_MODEL_BYTES;
     int (*poll)(void *) = team->poll;
     if (keep_copy)
-        memcpy(session->backup, cache->state, state_bytes);
+        memcpy(s->backup, cache->state, state_bytes);
     else
         team->poll = NULL;
     const int32_t *positions = options->positions ? options->positions + done : NULL;
@@ -139,7 +136,7 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         stopped = q35_head(model, team, s, session->logits, s->h + (T - 1) * model->g.D, 1);
     team->poll = poll;
     if (stopped) {
-        memcpy(cache->state, session->backup, state_bytes);
+        memcpy(cache->state, s->backup, state_bytes);
         cache->position = position;
         cache->rope_next = rope_next;
         return 1;

@@ -5,9 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../cpu.h"
-#include "../kernels/kernels.h"
-
 void scipy_openblas_set_num_threads(int threads);
 char *scipy_openblas_get_config(void);
 
@@ -43,25 +40,15 @@ PyDoc_STRVAR(cpu_doc, "cpu() -> dict\n\nInstruction set in use and available, pr
 
 static PyObject *cpu(PyObject *module, PyObject *ignored) {
     (void)module, (void)ignored;
-    q35_cpu found;
-    q35_cpu_detect(&found);
+    const char *names[QWEN35_MAX_FEATURES];
+    size_t n = qwen35_cpu_features(names);
     PyObject *available = q35_kernel_names(NULL, NULL), *features = PyList_New(0), *result = NULL;
     if (!available || !features) goto done;
-    const struct {
-        const char *name;
-        int there;
-    } known[] = {{"avx2", found.avx2},
-                 {"avx512", found.avx512},
-                 {"avx512vnni", found.avx512vnni},
-                 {"avx512bf16", found.avx512bf16}};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (!known[i].there) continue;
-        PyObject *name = PyUnicode_FromString(known[i].name);
-        if (!name || PyList_Append(features, name)) {
-            Py_XDECREF(name);
-            goto done;
-        }
-        Py_DECREF(name);
+    for (size_t i = 0; i < n; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+        int failed = !name || PyList_Append(features, name);
+        Py_XDECREF(name);
+        if (failed) goto done;
     }
     result = Py_BuildValue("{s:s,s:O,s:O,s:s}", "isa", qwen35_target(), "available", available, "features", features,
                            "blas", scipy_openblas_get_config());
