@@ -60,11 +60,11 @@ def _message(message: Any, index: int, plain: Plain, media: list[MediaPart]) -> 
     path = f"messages[{index}]"
     message = _mapping(message, path)
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{path}.role: {_role_problem(role)}")
     if role == "system" and index > 0:
         raise ValueError(f"{path}.role: a system message must be the first, put its text there")
-    result: dict[str, Any] = {"role": role}
+    result: dict[str, Any] = {"role": str.__str__(role)}
     for key, value in message.items():
         if key not in ("role", "content", "tool_calls"):
             result[plain(key, f"{path} key")] = plain(value, f"{path}.{key}")
@@ -197,7 +197,7 @@ class Plain:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
-            return _text(str(value) if type(value) is not str else value, path)
+            return _text(str.__str__(value), path)
         if isinstance(value, int):
             return int(value)
         if isinstance(value, float):
