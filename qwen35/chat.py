@@ -131,17 +131,6 @@ def encode_chat(
     return marker.removed(text), list(marker.encode(tokenizer, text))
 
 
-def opens_reasoning(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends inside a <think> of its last turn, so that the answer begins with
-    reasoning."""
-    opening, closing = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
-    turn = tokenizer.token_id("<|im_start|>")
-    for id in reversed(ids):
-        if id in (opening, closing, turn):
-            return id == opening
-    return False
-
-
 def _variables(
     messages: list[dict[str, Any]],
     tools: Any,

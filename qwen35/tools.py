@@ -31,7 +31,7 @@ def tool_schemas(tools: Any) -> list[dict[str, Any]] | None:
     """
     if tools is None:
         return None
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
         raise ValueError(f"tools: expected a list of tools, got {type(tools).__name__}")
     schemas = [_schema(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     if len(schemas) > MAX_TOOLS:

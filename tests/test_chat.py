@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chat_templates import JINJA, QWEN_STYLE
 from checkpoints import SPECIALS, TOKEN_IDS, write_tokenizer
@@ -15,8 +16,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import qwen35
-from qwen35.chat import ChatTemplate, encode_chat, opens_reasoning
+from qwen35.chat import ChatTemplate, encode_chat
 from qwen35.errors import MediaError, TemplateError
+from qwen35.prompt import ends_thinking
 from qwen35.tokenizer import Tokenizer
 
 TINY = Path(qwen35.__file__).with_name("tiny") / "chat_template.jinja"
@@ -99,7 +101,7 @@ def test_enable_thinking(
 ) -> None:
     text, ids = encode_chat(tokenizer, template, HI, enable_thinking=thinking)
     assert text.endswith(end)
-    assert opens_reasoning(tokenizer, ids) is (thinking is not False)
+    assert ends_thinking(tokenizer, np.array(ids)) is (thinking is not False)
 
 
 def test_enable_thinking_is_undefined_unless_given() -> None:
@@ -113,8 +115,8 @@ def test_enable_thinking_is_undefined_unless_given() -> None:
 
 def test_old_reasoning_does_not_open_a_new_one(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("<think>a<|im_end|>\n<|im_start|>assistant\n", special=True)
-    assert not opens_reasoning(tokenizer, ids)
-    assert opens_reasoning(tokenizer, [*ids, TOKEN_IDS["<think>"]])
+    assert not ends_thinking(tokenizer, np.array(ids))
+    assert ends_thinking(tokenizer, np.array([*ids, TOKEN_IDS["<think>"]]))
 
 
 def test_reasoning_under_its_other_names(template: ChatTemplate) -> None:

@@ -33,6 +33,7 @@ BAD: list[tuple[Any, str]] = [
     ({"name": "f"}, "tools: expected a list of tools, got dict"),
     ("f", "tools: expected a list"),
     (5, "tools: expected a list"),
+    (iter([SPEC]), "tools: expected a list"),
     ([5], r"tools\[0\]: expected a dict or a function, got int"),
     ([SPEC, {"type": "retrieval"}], r"tools\[1\]\.type: 'retrieval', expected \"function\""),
     ([{"type": "function"}], r"tools\[0\]\.function: expected a dict"),
