@@ -25,7 +25,7 @@ from .errors import ModelFormatError, UnsupportedModelError
 if TYPE_CHECKING:
     import tokenizers
 
-MAX_FILE_BYTES = 256 << 20  # a file with the family's 248,077 entries has some tens of MB
+MAX_FILE_BYTES = 128 << 20  # a file with the family's 248,077 entries has some tens of MB
 
 # Pre-tokenizer patterns of the family. Their pieces are known to end between a letter and "
 # letter", and between a newline and a letter or digit: a long text can be encoded in chunks cut

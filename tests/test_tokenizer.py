@@ -265,6 +265,21 @@ def test_truncated_file(file: Path, cut: float) -> None:
         Tokenizer.from_file(path)
 
 
+@given(data=st.data())
+def test_flipped_bytes(file: Path, data: st.DataObject) -> None:
+    """A file with some wrong bytes is refused, or is a tokenizer: nothing else comes out of it."""
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = file.with_name("flipped.json")
+    path.write_bytes(content)
+    try:
+        tokenizer = Tokenizer.from_file(path, embedding_rows=300)
+    except (ModelFormatError, UnsupportedModelError):
+        return
+    assert max(tokenizer.encode("the hello 🙂 <think>", special=True)) < 300
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="not found"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
