@@ -191,6 +191,11 @@ def test_06_sizes(value: Any, spelled: str) -> None:
     assert f"text_config.hidden_size={spelled}: expected integer in [64, 65536]" in message
 
 
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_key_value_heads", "intermediate_size"])
+def test_06_true_is_not_one(name: str) -> None:
+    assert f"{name}=true: expected integer" in refusal(changed(**{name: True}))
+
+
 def test_06_missing() -> None:
     raw = config_of()
     del raw["text_config"]["hidden_size"]
@@ -399,6 +404,20 @@ def test_yarn_ends_by_hand() -> None:
     assert scaled["rope_attention_scaling"] == pytest.approx(1.138629436111989, rel=1e-15)
     assert yarn.context_limit == 1_048_576
     assert base.context_limit == 4096
+
+
+def test_yarn_ramp_by_hand() -> None:
+    """Pairs turning more than 32 times in 262,144 tokens stay, fewer than once are divided by 4.
+
+    Those are pairs 14.2 and 21.1 of 32, rounded outwards to 14 and 22: eighths lie between.
+    """
+    raw = changed(head_dim=256)
+    del raw["text_config"]["rope_parameters"]["mrope_section"]
+    base = config_from(raw, where="x")
+    yarn = base.with_rope_scaling(YARN | {"original_max_position_embeddings": 262144})
+    ratio = yarn.geometry()["inv_freq"] / base.geometry()["inv_freq"]
+    ramp = np.clip((np.arange(32) - 14) / 8, 0, 1)
+    np.testing.assert_allclose(ratio, 1 - 0.75 * ramp, rtol=2**-22)  # three float32 roundings
 
 
 def test_rope_argument_spellings() -> None:
