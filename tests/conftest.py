@@ -23,3 +23,15 @@ settings.load_profile("default")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint in the released layout, one file, bfloat16. Shared: do not change it."""
     return write_checkpoint(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A good checkpoint of one file, to be spoilt."""
+    return write_checkpoint(tmp_path / "model", tokenizer=False)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A good checkpoint of three shards, to be spoilt."""
+    return write_checkpoint(tmp_path / "model", tokenizer=False, shards=3)
