@@ -1,4 +1,6 @@
-"""Random models given straight to the native module: no files, any geometry, beside the reference of the same weights."""
+"""Random models given straight to the native module: no files, any geometry, beside the reference
+of the same weights.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 def config(**text: Any) -> dict[str, Any]:
-    """A config.json object; fields of checkpoints.TEXT, mrope_section made to fit the rotary dims."""
+    """A config.json object: checkpoints.TEXT changed, mrope_section made to fit the rotary dims."""
     fields = checkpoints.config_of(vision=False, **text)
     inner = fields["text_config"]
     if "rope_parameters" not in text:
@@ -34,8 +36,9 @@ def geometry(fields: Mapping[str, Any]) -> dict[str, Any]:
     """`_core.Geometry` of a config.json object, by the reference's reading of it."""
     t, d = fields["text_config"], Dims.from_config(fields)
     same = (
-        "hidden_size intermediate_size vocab_size num_attention_heads num_key_value_heads head_dim linear_num_key_heads "
-        "linear_num_value_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim rms_norm_eps"
+        "hidden_size intermediate_size vocab_size num_attention_heads num_key_value_heads head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim "
+        "linear_conv_kernel_dim rms_norm_eps"
     )
     return {name: t[name] for name in same.split()} | {
         "layer_types": list(t["layer_types"]),

@@ -1,7 +1,8 @@
-"""Arrays that touch a page nobody may read or write: one element too far is a crash, not a lucky number.
+"""Arrays that touch a page nobody may read or write: one element too far is a crash, not a lucky
+number.
 
-With at_end=True an array ends where a forbidden page starts, otherwise it starts where one ends. Rows may have gaps between
-them; after the last row there is none.
+With at_end=True an array ends where a forbidden page starts, otherwise it starts where one ends.
+Rows may have gaps between them; after the last row there is none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _fence(area: mmap.mmap, offset_bytes: int) -> None:
 
 
 def _fenced_bytes(size: int, *, at_end: bool) -> NDArray[np.uint8]:
-    """`size` bytes with a forbidden page right after (at_end) or right before them. The map lives as long as the array."""
+    """`size` bytes with a forbidden page right after (at_end) or right before them. The map lives
+    as long as the array.
+    """
     room = -(-size // PAGE) * PAGE
     area = mmap.mmap(-1, room + PAGE)
     _fence(area, room if at_end else 0)
@@ -41,8 +44,8 @@ def poisoned(
 ) -> NDArray[Any]:
     """A fenced output of shape [n] or [rows, n] with `gap` elements between rows.
 
-    Every byte is 0xFF, in the gaps too: NaN in each float type, so that what is not written shows, and what is written in
-    a gap as well.
+    Every byte is 0xFF, in the gaps too: NaN in each float type, so that what is not written shows,
+    and what is written in a gap as well.
     """
     item, n = np.dtype(dtype).itemsize, shape[-1]
     rows = shape[0] if len(shape) == 2 else 1
@@ -60,7 +63,9 @@ def like(x: NDArray[Any], *, at_end: bool, gap: int = 0) -> NDArray[Any]:
 
 
 def gaps(x: NDArray[Any]) -> NDArray[Any]:
-    """What lies between the rows of a fenced [rows, n] array, [rows - 1, gap]: a kernel leaves it as it was."""
+    """What lies between the rows of a fenced [rows, n] array, [rows - 1, gap]: a kernel leaves it
+    as it was.
+    """
     rows, n = x.shape
     gap = x.strides[0] // x.itemsize - n
     return as_strided(x[:, n - 1 :], (rows - 1, gap + 1), x.strides)[:, 1:]

@@ -1,10 +1,12 @@
-"""Write tests/golden/*.npz: what transformers (float32) computes for the golden models, for machines without it.
+"""Write tests/golden/*.npz: what transformers (float32) computes for the golden models.
 
     pip install 'qwen35[parity]'
-    python tests/make_golden.py            # rewrites the files; they change only when models.py or the model does
+    python tests/make_golden.py
 
-A file holds `ids` [T], `at` (positions), `logits` float32 [len(at), V] after those positions, `greedy` (the tokens that follow),
-and `bf16_kl`: the mean KL divergence in nats of transformers' own bfloat16 run to its float32 run over all T positions.
+The files change only when golden/models.py or the model does. Each holds `ids` [T], `at` (places in
+it), `logits` float32 [len(at), V] after those places, `greedy` (the tokens that follow), and
+`bf16_kl`: the mean KL divergence, in nats, of transformers' own bfloat16 run to its float32 run
+over all T places.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "golden"), str(HERE / "parity")]
+sys.path[:0] = [str(HERE), str(HERE / "parity")]
 
 T, GREEDY = 130, 24
 AT = (0, 1, 2, 3, 31, 62, 63, 64, 65, 127, 128, 129)
@@ -26,8 +28,8 @@ AT = (0, 1, 2, 3, 31, 62, 63, 64, 65, 127, 128, 129)
 def make(name: str) -> dict[str, np.ndarray]:
     """The arrays of one golden file."""
     import hf
-    import models
     import torch
+    from golden import models
 
     ids = models.ids(name, T)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=HERE / "golden", help="folder of the files")
     args = parser.parse_args()
-    import models
+    from golden import models
 
     for name in models.CONFIGS:
         path = args.out / f"{name}.npz"

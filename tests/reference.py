@@ -1,13 +1,15 @@
 """The text model in NumPy: the twin of csrc/MODEL.md, section by section, with the same letters.
 
-    ids [T] -> embed -> L x (norm -> mixer -> + -> norm -> mlp -> +) -> norm -> head -> logits [T, V]
+    ids [T] -> embed -> L x (norm, mixer, +, norm, mlp, +) -> norm -> head -> logits [T, V]
 
-Written to be read, not to be fast: one sequence, no batch, a plain loop over tokens where the model has a recurrence. Every
-function takes and returns arrays of one float type, float64 (the witness for kernels) or float32 (the witness for rounding).
-It does not read files: tensors come as a mapping of checkpoint names to arrays. The drafting layer (MTP) is at the end.
+Written to be read, not to be fast: one sequence, no batch, a plain loop over tokens where the model
+has a recurrence. Every function takes and returns arrays of one float type, float64 (the witness
+for kernels) or float32 (the witness for rounding). It does not read files: tensors come as a
+mapping of checkpoint names to arrays. The drafting layer (MTP) is at the end.
 
-Letters: T tokens in this call, S cached positions, L layers, D hidden, F MLP width, V vocabulary, Hq Hkv Dh Dr query heads,
-kv heads, head dim, rotary dims, Hk Hv Dk Dv linear heads and dims, K conv taps, C = 2 Hk Dk + Hv Dv conv channels.
+Letters: T tokens in this call, S cached positions, L layers, D hidden, F MLP width, V vocabulary,
+Hq Hkv Dh Dr query heads, kv heads, head dim, rotary dims, Hk Hv Dk Dv linear heads and dims, K conv
+taps, C = 2 Hk Dk + Hv Dv conv channels.
 
 Sources: Gated Delta Networks (arXiv:2412.06464), RoPE (arXiv:2104.09864), YaRN (arXiv:2309.00071),
 transformers 5.23 models/qwen3_5/modeling_qwen3_5.py.
@@ -93,8 +95,9 @@ class Dims:
 def rope_frequencies(rope: Mapping[str, Any], Dr: int) -> tuple[NDArray[np.float32], float]:
     """Angle per position of each of the Dr / 2 pairs, and the gain of cos and sin.
 
-    default: theta ^ (-2 i / Dr). yarn: pairs that turn often within the trained context keep their frequency, pairs that turn
-    less than once are slowed by `factor`, with a linear ramp between; the gain is 0.1 ln(factor) + 1.
+    default: theta ^ (-2 i / Dr). yarn: pairs that turn often within the trained context keep their
+    frequency, pairs that turn less than once are slowed by `factor`, with a linear ramp between;
+    the gain is 0.1 ln(factor) + 1.
     """
     theta = rope["rope_theta"]
     plain = 1.0 / theta ** (np.arange(0, Dr, 2, dtype=np.float64) / Dr)
@@ -115,7 +118,7 @@ def rope_frequencies(rope: Mapping[str, Any], Dr: int) -> tuple[NDArray[np.float
 
 
 def mrope_axis(d: Dims) -> NDArray[np.int64]:
-    """Which of the three position rows (time, height, width) turns each pair, [Dr / 2]: T H W T H W ... then T."""
+    """The position row (0 time, 1 height, 2 width) of each pair, [Dr / 2]: 0 1 2 0 1 2 ..."""
     axis = np.zeros(d.Dr // 2, dtype=np.int64)
     for row in (1, 2):
         axis[row : 3 * d.mrope_section[row] : 3] = row
@@ -125,8 +128,8 @@ def mrope_axis(d: Dims) -> NDArray[np.int64]:
 def rope_cos_sin(d: Dims, position_ids: Array) -> tuple[Array, Array]:
     """cos and sin, [T, Dr / 2] float64, of position_ids [3, T].
 
-    The angle is a float32 product, as in transformers: at position 200,000 its rounding is 0.01 rad, so it is part of the
-    definition and float64 would be a different model.
+    The angle is a float32 product, as in transformers: at position 200,000 its rounding is 0.01
+    rad, so it is part of the definition and float64 would be a different model.
     """
     chosen = position_ids[mrope_axis(d)].T  # [T, Dr / 2]
     angle = (chosen.astype(np.float32) * d.inv_freq).astype(np.float64)
@@ -142,6 +145,11 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 # ---- small pieces --------------------------------------------------------------------------------
+
+
+def linear(x: Array, w: Array) -> Array:
+    """x W^T for w [out, in], as all weights are stored."""
+    return x @ w.T
 
 
 def sigmoid(x: Array) -> Array:
@@ -176,15 +184,13 @@ def unit_l2(x: Array) -> Array:
 
 @dataclass
 class State:
-    """What the model remembers between calls. Layer number -> array; a layer has conv and delta, or k and v."""
+    """What the model remembers between calls, by layer: conv and delta, or k and v."""
 
-    conv: dict[int, Array] = field(
-        default_factory=dict
-    )  # [K - 1, C] the last inputs of the convolution
+    conv: dict[int, Array] = field(default_factory=dict)  # [K - 1, C] last inputs of the conv
     delta: dict[int, Array] = field(default_factory=dict)  # [Hv, Dk, Dv] the recurrent matrix
     k: dict[int, Array] = field(default_factory=dict)  # [S, Hkv, Dh] normed and turned
     v: dict[int, Array] = field(default_factory=dict)  # [S, Hkv, Dh]
-    next_position: int = 0  # 1 + the largest position so far; the number of tokens when all is text
+    next_position: int = 0  # 1 + the largest so far: the number of tokens where all is text
 
     def copy(self) -> State:
         """An independent state: the arrays are replaced by the functions below, never written."""
@@ -192,9 +198,13 @@ class State:
         return State(*parts, next_position=self.next_position)
 
 
-def text_positions(start: int, T: int) -> NDArray[np.int64]:
-    """[3, T]: for text the three rows are equal."""
-    return np.broadcast_to(np.arange(start, start + T), (3, T))
+def positions(state: State, T: int, given: ArrayLike | None) -> NDArray[np.int64]:
+    """[3, T] as given, or text that continues: three equal rows. Moves state.next_position."""
+    first = state.next_position
+    text = np.broadcast_to(np.arange(first, first + T), (3, T))
+    at = text if given is None else np.asarray(given)
+    state.next_position = max(first, int(at.max()) + 1)
+    return at
 
 
 # ---- mixers --------------------------------------------------------------------------------------
@@ -203,7 +213,8 @@ def text_positions(start: int, T: int) -> NDArray[np.int64]:
 def causal_conv(x: Array, tail: Array, w: Array) -> tuple[Array, Array]:
     """SiLU of a convolution per channel over this and the K - 1 tokens before it.
 
-    x [T, C], tail [K - 1, C], w [C, K]: y[t, c] = silu(sum_j w[c, j] * all[t + j, c]) with all = tail, x. Also the new tail.
+    x [T, C], tail [K - 1, C], w [C, K]; with all = tail, x:
+    y[t, c] = silu(sum_j w[c, j] all[t + j, c]). Returns y and the new tail.
     """
     T, K = len(x), w.shape[1]
     all_ = np.concatenate((tail, x))  # [K - 1 + T, C]
@@ -214,9 +225,10 @@ def causal_conv(x: Array, tail: Array, w: Array) -> tuple[Array, Array]:
 def delta_rule(
     q: Array, k: Array, v: Array, decay: Array, beta: Array, state: Array
 ) -> tuple[Array, Array]:
-    """The gated delta rule for one value head: q, k [T, Dk], v [T, Dv], decay, beta [T], state [Dk, Dv].
+    """The gated delta rule for one value head. Returns out [T, Dv] and the new state.
 
-    M <- decay M;  M <- M + k (beta (v - k M));  out = q M. Also the new state.
+    q, k [T, Dk], v [T, Dv], decay, beta [T], state M [Dk, Dv]; token after token
+    M <- decay M;  M <- M + k (beta (v - k M));  out = q M.
     """
     out = np.empty_like(v)
     M = state
@@ -230,33 +242,33 @@ def delta_rule(
 def delta_net(
     d: Dims, w: Mapping[str, Array], x: Array, conv: Array, delta: Array
 ) -> tuple[Array, Array, Array]:
-    """Gated DeltaNet of x [T, D]; w is one layer's `linear_attn.` tensors. Returns the output and the two new states."""
+    """Gated DeltaNet of x [T, D] by one layer's `linear_attn.` tensors; also its two new states."""
     T, group = len(x), d.Hv // d.Hk
-    mixed, conv = causal_conv(x @ w["in_proj_qkv.weight"].T, conv, w["conv1d.weight"][:, 0])
+    mixed, conv = causal_conv(linear(x, w["in_proj_qkv.weight"]), conv, w["conv1d.weight"][:, 0])
     q, k, v = np.split(mixed, (d.Hk * d.Dk, 2 * d.Hk * d.Dk), axis=1)
     q = unit_l2(q.reshape(T, d.Hk, d.Dk)) / x.dtype.type(math.sqrt(d.Dk))
     k = unit_l2(k.reshape(T, d.Hk, d.Dk))
     v = v.reshape(T, d.Hv, d.Dv)
-    z = (x @ w["in_proj_z.weight"].T).reshape(T, d.Hv, d.Dv)
-    beta = sigmoid(x @ w["in_proj_b.weight"].T)  # [T, Hv]
-    decay = np.exp(-np.exp(w["A_log"]) * softplus(x @ w["in_proj_a.weight"].T + w["dt_bias"]))
+    z = linear(x, w["in_proj_z.weight"]).reshape(T, d.Hv, d.Dv)
+    beta = sigmoid(linear(x, w["in_proj_b.weight"]))  # [T, Hv]
+    decay = np.exp(-np.exp(w["A_log"]) * softplus(linear(x, w["in_proj_a.weight"]) + w["dt_bias"]))
     heads = [
         delta_rule(q[:, h // group], k[:, h // group], v[:, h], decay[:, h], beta[:, h], delta[h])
         for h in range(d.Hv)
     ]
     out = np.stack([o for o, _ in heads], axis=1)  # [T, Hv, Dv]
     out = unit_rms(out, d.eps) * w["norm.weight"] * silu(z)  # here the weight has no 1 added
-    return out.reshape(T, -1) @ w["out_proj.weight"].T, conv, np.stack([M for _, M in heads])
+    return linear(out.reshape(T, -1), w["out_proj.weight"]), conv, np.stack([M for _, M in heads])
 
 
 def gated_attention(
     d: Dims, w: Mapping[str, Array], x: Array, position_ids: Array, k_cache: Array, v_cache: Array
 ) -> tuple[Array, Array, Array]:
-    """Causal attention of x [T, D] over cache and itself; w is one layer's `self_attn.` tensors. Also the grown caches."""
+    """Attention of x [T, D] by one layer's `self_attn.` tensors; also the two grown caches."""
     T, group = len(x), d.Hq // d.Hkv
-    q, gate = np.split((x @ w["q_proj.weight"].T).reshape(T, d.Hq, 2 * d.Dh), 2, axis=-1)
-    k = (x @ w["k_proj.weight"].T).reshape(T, d.Hkv, d.Dh)
-    v = (x @ w["v_proj.weight"].T).reshape(T, d.Hkv, d.Dh)
+    q, gate = np.split(linear(x, w["q_proj.weight"]).reshape(T, d.Hq, 2 * d.Dh), 2, axis=-1)
+    k = linear(x, w["k_proj.weight"]).reshape(T, d.Hkv, d.Dh)
+    v = linear(x, w["v_proj.weight"]).reshape(T, d.Hkv, d.Dh)
     cos, sin = rope_cos_sin(d, position_ids)
     q = rope(rms_norm(q, w["q_norm.weight"], d.eps), cos, sin)
     k = rope(rms_norm(k, w["k_norm.weight"], d.eps), cos, sin)
@@ -269,21 +281,20 @@ def gated_attention(
         p = np.where(later, -np.inf, p)
         p = np.exp(p - p.max(axis=1, keepdims=True))
         out[:, h] = p / p.sum(axis=1, keepdims=True) @ v[:, h // group]
-    return (out * sigmoid(gate)).reshape(T, -1) @ w["o_proj.weight"].T, k, v
+    return linear((out * sigmoid(gate)).reshape(T, -1), w["o_proj.weight"]), k, v
 
 
 def mlp(w: Mapping[str, Array], x: Array) -> Array:
     """SwiGLU: down(silu(gate x) * up x)."""
-    return (silu(x @ w["gate_proj.weight"].T) * (x @ w["up_proj.weight"].T)) @ w[
-        "down_proj.weight"
-    ].T
+    gated = silu(linear(x, w["gate_proj.weight"])) * linear(x, w["up_proj.weight"])
+    return linear(gated, w["down_proj.weight"])
 
 
 # ---- the model -----------------------------------------------------------------------------------
 
 
 class Reference:
-    """A checkpoint's text model. Tensors are converted to `dtype` once, so keep it to small models."""
+    """A checkpoint's text model, its tensors converted to `dtype`: for small models."""
 
     def __init__(
         self, config: Mapping[str, Any], tensors: Mapping[str, Array], *, dtype: type = np.float64
@@ -326,23 +337,18 @@ class Reference:
         return x + mlp(self.part(f"{ROOT}layers.{i}.mlp."), h)
 
     def hidden(self, ids: ArrayLike, state: State, position_ids: ArrayLike | None = None) -> Array:
-        """After the final norm, [T, D]; the state moves T tokens on. position_ids [3, T], or text that continues."""
+        """After the final norm, [T, D]; the state moves T tokens on."""
         ids = np.asarray(ids)
-        at = (
-            text_positions(state.next_position, len(ids))
-            if position_ids is None
-            else np.asarray(position_ids)
-        )
+        at = positions(state, len(ids), position_ids)
         x = self.w[ROOT + "embed_tokens.weight"][ids]
         for i in range(len(self.dims.layer_types)):
             x = self.layer(i, x, state, at)
-        state.next_position = max(state.next_position, int(at.max()) + 1)
         return rms_norm(x, self.w[ROOT + "norm.weight"], self.dims.eps)
 
     def head(self, hidden: Array) -> Array:
         """Logits [T, V] of hidden states after the final norm."""
         name = ROOT + "embed_tokens.weight" if self.dims.tied else "lm_head.weight"
-        return hidden @ self.w[name].T
+        return linear(hidden, self.w[name])
 
     def logits(
         self, ids: ArrayLike, state: State | None = None, position_ids: ArrayLike | None = None
@@ -368,31 +374,26 @@ class Reference:
     ) -> Array:
         """The drafting layer: [T, D] hidden whose head() guesses the token after next_ids.
 
-        hidden [T, D] is what hidden() returned at the token before each of next_ids, or what this returned, for further
-        drafts. `state` is this layer's own: State() with k[0], v[0] empty; see mtp_state().
+        hidden [T, D] is what hidden() returned at the token before each of next_ids, or, for
+        further drafts, what this returned. `state` is this layer's own, see mtp_state().
         """
         d, w = self.dims, self.part("mtp.")
         ids = np.asarray(next_ids)
-        at = (
-            text_positions(state.next_position, len(ids))
-            if position_ids is None
-            else np.asarray(position_ids)
-        )
+        at = positions(state, len(ids), position_ids)
         e = rms_norm(
             self.w[ROOT + "embed_tokens.weight"][ids], w["pre_fc_norm_embedding.weight"], d.eps
         )
         h = rms_norm(hidden, w["pre_fc_norm_hidden.weight"], d.eps)
-        x = np.concatenate((e, h), axis=1) @ w["fc.weight"].T
+        x = linear(np.concatenate((e, h), axis=1), w["fc.weight"])
         h = rms_norm(x, w["layers.0.input_layernorm.weight"], d.eps)
         a = self.part("mtp.layers.0.self_attn.")
         h, state.k[0], state.v[0] = gated_attention(d, a, h, at, state.k[0], state.v[0])
         x = x + h
         h = rms_norm(x, w["layers.0.post_attention_layernorm.weight"], d.eps)
         x = x + mlp(self.part("mtp.layers.0.mlp."), h)
-        state.next_position = max(state.next_position, int(at.max()) + 1)
         return rms_norm(x, w["norm.weight"], d.eps)
 
     def mtp_state(self) -> State:
-        """The drafting layer's state before its first token, which is the prompt's second: position 1."""
+        """The drafting layer's state before its first token, which is the prompt's second."""
         empty = np.zeros((0, self.dims.Hkv, self.dims.Dh), self.dtype)
         return State(k={0: empty}, v={0: empty}, next_position=1)

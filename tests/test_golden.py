@@ -1,24 +1,24 @@
-"""Oracle: golden files, what transformers computed in float32 for models made from a seed (make_golden.py wrote them).
+"""Oracle: golden files, what transformers computed in float32 for models made from a seed
+(make_golden.py wrote them).
 
-Through the public API alone, so that a machine without transformers still knows whether the answers are right.
+Through the public API alone, so that a machine without transformers still knows whether the answers
+are right.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import models
 from numpy.typing import NDArray
 
 import qwen35
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-import models
 
 NAMES = list(models.CONFIGS)
 # The plainest decoding, whatever presets a model comes with.
@@ -65,7 +65,9 @@ def test_seed_still_makes_the_same_weights() -> None:
 
 
 def test_logits_float32(golden: tuple[Path, dict[str, NDArray]], exact: qwen35.Model) -> None:
-    """2e-4 of the largest logit is the project's bound for float32; the reference in float64 is at 5e-6."""
+    """2e-4 of the largest logit is the project's bound for float32; the reference in float64 is at
+    5e-6.
+    """
     want = golden[1]["logits"]
     got = exact.logits(golden[1]["ids"])
     assert got.dtype == np.float32
@@ -83,7 +85,9 @@ def test_last_only_is_the_last_row(
 
 
 def test_weights_as_stored(golden: tuple[Path, dict[str, NDArray]]) -> None:
-    """bfloat16 weights: mean KL to float32 at most 1e-4 nats, and less than transformers loses in bfloat16."""
+    """bfloat16 weights: mean KL to float32 at most 1e-4 nats, and less than transformers loses in
+    bfloat16.
+    """
     with qwen35.load(golden[0]) as model:
         got = log_softmax(model.logits(golden[1]["ids"])[golden[1]["at"]])
     want = log_softmax(golden[1]["logits"])
@@ -93,14 +97,18 @@ def test_weights_as_stored(golden: tuple[Path, dict[str, NDArray]]) -> None:
 
 
 def test_greedy_continuation(golden: tuple[Path, dict[str, NDArray]], exact: qwen35.Model) -> None:
-    """The margins between first and second logit are far above float32's error, so the tokens are equal."""
+    """The margins between first and second logit are far above float32's error, so the tokens are
+    equal.
+    """
     want = golden[1]["greedy"].tolist()
     stream = exact.generate(golden[1]["ids"], max_tokens=len(want), **GREEDY)
     assert [token.id for token in stream] == want
 
 
 def test_score_agrees(golden: tuple[Path, dict[str, NDArray]], exact: qwen35.Model) -> None:
-    """score() of the true next token is the log-softmax of the golden row before it. Tolerance: that of the logits."""
+    """score() of the true next token is the log-softmax of the golden row before it. Tolerance:
+    that of the logits.
+    """
     ids, at = golden[1]["ids"], golden[1]["at"].tolist()
     row, next_row = at.index(62), at.index(63)
     tail = ids[63:65].tolist()

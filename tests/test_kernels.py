@@ -1,7 +1,8 @@
-"""Oracle: NumPy in float64, on what each kernel's comment in csrc/kernels/kernels.h promises. Every target this machine can run.
+"""Oracle: NumPy in float64, on what each kernel's comment in csrc/kernels/kernels.h promises. Every
+target this machine can run.
 
-Arrays end at a page nobody may read, or start after one; outputs are NaN before; sizes sit around every vector width; rows have
-gaps, which must stay as they were.
+Arrays end at a page nobody may read, or start after one; outputs are NaN before; sizes sit around
+every vector width; rows have gaps, which must stay as they were.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def test_expand_and_narrow_sizes(target: str, kind: str, n: int, at_end: bool) -
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_narrow_rounds_to_nearest_even(target: str, kind: str) -> None:
-    """Each 16-bit value, the ties half way to the next, one unit beside the ties, and a million random bit patterns."""
+    """Each 16-bit value, the ties half way to the next, one unit beside the ties, and a million
+    random bit patterns.
+    """
     values = np.arange(65536, dtype=np.uint16).view(STORAGE[kind]).astype(np.float32)
     values = np.unique(values[np.isfinite(values)])
     ties = (wide(values[:-1]) + wide(values[1:])) / 2
@@ -111,7 +114,7 @@ def test_narrow_rounds_to_nearest_even(target: str, kind: str) -> None:
     assert np.isnan(y[~numbers].astype(np.float32)).all()
 
 
-# ---- dot: y[t, r] = sum_k w[r, k] x[t, k] ---------------------------------------------------------
+# ---- dot: y[t, r] = sum_k w[r, k] x[t, k] --------------------------------------------------------
 
 
 def dot_bound(w: Array, x: Array, n: int) -> NDArray[np.float64]:
@@ -160,7 +163,9 @@ def test_dot_adds(target: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", STORAGE)
 def test_dot_at_model_width(target: str, kind: str) -> None:
-    """Long sums: the error grows far slower than the bound; 1e-6 of sum |w x| would show a float16 or bfloat16 sum."""
+    """Long sums: the error grows far slower than the bound; 1e-6 of sum |w x| would show a float16
+    or bfloat16 sum.
+    """
     rng = np.random.default_rng(2)
     w, x = noise(rng, (8, 4096), STORAGE[kind]), noise(rng, (3, 4096))
     y = np.full((3, 8), np.nan, np.float32)
@@ -168,7 +173,7 @@ def test_dot_at_model_width(target: str, kind: str) -> None:
     assert (abs(y - wide(x) @ wide(w).T) <= 1e-6 * (abs(wide(x)) @ abs(wide(w)).T)).all()
 
 
-# ---- mix: y[t, j] += sum_s p[t, s] v[s, j] --------------------------------------------------------
+# ---- mix: y[t, j] += sum_s p[t, s] v[s, j] -------------------------------------------------------
 
 
 @WHERE
@@ -217,7 +222,9 @@ def test_mix_of_weight_zero_changes_nothing(target: str, kind: str) -> None:
 
 
 def delta_inputs(T: int, Dk: int, cols: int) -> tuple[Array, ...]:
-    """q, k, v, decay, beta, state as the model makes them: unit keys, decay and beta between 0 and 1."""
+    """q, k, v, decay, beta, state as the model makes them: unit keys, decay and beta between 0 and
+    1.
+    """
     rng = np.random.default_rng(T * 1000 + Dk * 40 + cols)
     q, k = (reference.unit_l2(noise(rng, (T, Dk))) for _ in range(2))
     decay, beta = (rng.uniform(0.05, 1, T).astype(np.float32) for _ in range(2))
@@ -228,8 +235,9 @@ def delta_inputs(T: int, Dk: int, cols: int) -> tuple[Array, ...]:
 @pytest.mark.parametrize("cols", [1, 7, 8, 9, 15, 16, 17, 29, 31, 32])
 @pytest.mark.parametrize(("T", "Dk"), [(1, 1), (1, 17), (5, 16), (23, 53), (70, 128)])
 def test_delta(target: str, T: int, Dk: int, cols: int, at_end: bool) -> None:
-    """Float32 against float64. Keys are unit vectors, so an error is not magnified from step to step: 3e-6 of the largest
-    value allows some 50 roundings."""
+    """Float32 against float64. Keys are unit vectors, so an error is not magnified from step to
+    step: 3e-6 of the largest value allows some 50 roundings.
+    """
     q, k, v, decay, beta, state = delta_inputs(T, Dk, cols)
     want, want_state = reference.delta_rule(*map(wide, (q, k, v, decay, beta, state)))
     out = guard.poisoned((T, cols), np.float32, at_end=at_end, gap=2)
@@ -321,7 +329,9 @@ def test_norms_of_zeros(target: str) -> None:
 @WHERE
 @pytest.mark.parametrize("n", SIZES)
 def test_gates(target: str, n: int, at_end: bool) -> None:
-    """exp is good to 2 ulp (4 EPS), the sum, quotient and product round once each. Gates up to 100: no overflow."""
+    """exp is good to 2 ulp (4 EPS), the sum, quotient and product round once each. Gates up to 100:
+    no overflow.
+    """
     rng = np.random.default_rng(n)
     gate, x = (guard.like(noise(rng, (n,)) * scale, at_end=at_end) for scale in (30, 1))
     for name, want in (
@@ -355,7 +365,9 @@ def test_conv_silu(target: str, n: int, K: int, at_end: bool) -> None:
 @WHERE
 @pytest.mark.parametrize("n", [*SIZES, 64])
 def test_softmax_step(target: str, n: int, at_end: bool) -> None:
-    """Two steps make a softmax: exp of differences, and their sum, whatever the running maximum was."""
+    """Two steps make a softmax: exp of differences, and their sum, whatever the running maximum
+    was.
+    """
     rng = np.random.default_rng(n)
     scores = noise(rng, (n,)) * 10
     for running in (-np.inf, -1e30, float(scores.max()) + 3, float(scores.max())):

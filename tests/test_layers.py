@@ -1,8 +1,10 @@
-"""Oracle: the NumPy reference in float64, one mixer at a time, on geometries at the edges of what a config may say.
+"""Oracle: the NumPy reference in float64, one mixer at a time, on geometries at the edges of what a
+config may say.
 
-Float32 against float64 through one or two layers: 2e-5 of the largest logit is some hundred roundings, and 20 times below what
-float16 or bfloat16 anywhere in between would cost. The exception is DeltaNet's output norm: a head whose output is small by
-chance is divided by a small number, error and all.
+Float32 against float64 through one or two layers: 2e-5 of the largest logit is some hundred
+roundings, and 20 times below what float16 or bfloat16 anywhere in between would cost. The exception
+is DeltaNet's output norm: a head whose output is small by chance is divided by a small number,
+error and all.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ def test_thread_count_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_three_position_rows(seed: int) -> None:
-    """Time, height and width positions as images make them, then text that continues after the largest."""
+    """Time, height and width positions as images make them, then text that continues after the
+    largest.
+    """
     core, reference = core_models.both(
         seed=seed, layer_types=["full_attention"] * 2, num_hidden_layers=2
     )
@@ -110,7 +114,7 @@ def test_three_position_rows(seed: int) -> None:
 
 
 def test_far_positions() -> None:
-    """At position 250,000 the float32 angle is off by 0.01: it has to be the same float32 product."""
+    """At position 250,000 a float32 angle is off by 0.01: both have to be off by the same."""
     core, reference = core_models.both(seed=4, layer_types=["full_attention"], num_hidden_layers=1)
     ids = core_models.tokens(4, 30)
     at = np.broadcast_to(np.arange(250_000, 250_030), (3, 30)).astype(np.int32)
@@ -139,7 +143,9 @@ def test_kv_types(kv: str, bound: float) -> None:
 
 
 def test_many_layers() -> None:
-    """The whole model: 12 layers magnify rounding; the project's own bound against transformers is 2e-4."""
+    """The whole model: 12 layers magnify rounding; the project's own bound against transformers is
+    2e-4.
+    """
     core, reference = core_models.both(seed=6, num_hidden_layers=12)
     ids = core_models.tokens(6, 130)
     assert (
@@ -210,8 +216,16 @@ def test_misshapen_tensor_is_named() -> None:
         core_models.core_model(fields, tensors)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 0}, {"num_attention_heads": 5}, {"linear_num_value_heads": 3},
-                                    {"linear_conv_kernel_dim": 64}, {"layer_types": ["full"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 0},
+        {"num_attention_heads": 5},
+        {"linear_num_value_heads": 3},
+        {"linear_conv_kernel_dim": 64},
+        {"layer_types": ["full"]},
+    ],
+)
 def test_impossible_geometry_is_an_error(change: dict[str, Any]) -> None:
     """The core defends itself, whatever the config reader has let through."""
     import checkpoints
@@ -223,7 +237,9 @@ def test_impossible_geometry_is_an_error(change: dict[str, Any]) -> None:
 
 
 def test_tensors_are_kept_alive() -> None:
-    """The model reads the arrays it was given; dropping the last other reference must not free them."""
+    """The model reads the arrays it was given; dropping the last other reference must not free
+    them.
+    """
     import gc
 
     core, reference = core_models.both(seed=9, dtype="float32")

@@ -1,6 +1,8 @@
-"""Oracle: literals worked by hand, and properties that hold whatever the weights. (parity/ asks transformers.)
+"""Oracle: literals worked by hand, and properties that hold whatever the weights. (parity/ asks
+transformers.)
 
-The NumPy reference is the witness of all other tests, so it gets the smallest checks: one number at a time.
+The NumPy reference is the witness of all other tests, so it gets the smallest checks: one number at
+a time.
 """
 
 import math
@@ -113,7 +115,9 @@ def test_conv_tail_longer_than_the_call() -> None:
 
 
 def test_delta_rule_by_hand() -> None:
-    """State [[1], [0]], decay 1/2; then k = e2, v = 5, beta = 1/2 writes 2.5 to row 2; q reads both rows."""
+    """State [[1], [0]], decay 1/2; then k = e2, v = 5, beta = 1/2 writes 2.5 to row 2; q reads both
+    rows.
+    """
     out, M = ref.delta_rule(
         q=np.array([[2.0, 4.0]]),
         k=np.array([[0.0, 1.0]]),
@@ -127,7 +131,9 @@ def test_delta_rule_by_hand() -> None:
 
 
 def test_delta_rule_overwrites_what_a_key_held() -> None:
-    """beta = 1 and a unit key: what the key reads is the new value, whatever was there, and other keys keep theirs."""
+    """beta = 1 and a unit key: what the key reads is the new value, whatever was there, and other
+    keys keep theirs.
+    """
     k = np.array([0.6, 0.8])
     _, M = ref.delta_rule(
         k[None], k[None], np.array([[7.0]]), np.ones(1), np.ones(1), np.array([[3.0], [-2.0]])

@@ -1,7 +1,8 @@
 """Oracle: the same tokens in one piece, itself held against the NumPy reference in float64.
 
-The kernels promise that a token's bits do not depend on what shares its call, so with the vector targets every comparison is of bits.
-The portable target leaves long products to OpenBLAS, which promises less: there 1e-5 of the largest logit.
+The kernels promise that a token's bits do not depend on what shares its call, so with the vector
+targets every comparison is of bits. The portable target leaves long products to OpenBLAS, which
+promises less: there 1e-5 of the largest logit.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def test_snapshot_and_restore(
     wander: int,
     data: int,
 ) -> None:
-    """Keep a point, go elsewhere, come back, go on: nothing of the detour is left. Twice from one snapshot."""
+    """Keep a point, go elsewhere, come back, go on: nothing of the detour is left. Twice from one
+    snapshot.
+    """
     session = model.session(N + 90)
     session.prefill(ids[:cut])
     snapshot = session.snapshot()

@@ -1,4 +1,6 @@
-"""Oracle: the rules of the house, read from the sources: who may include whom, what the core never does, what is documented."""
+"""Oracle: the rules of the house, read from the sources: who may include whom, what the core never
+does, what is documented.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ HOME = Path(__file__).parent.parent
 CSRC = HOME / "csrc"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".inl"})
 
-# Floors of the house, ground floor first. A file includes its own floor's or lower headers, never a higher one's.
+# Floors of the house, ground floor first. A file includes headers of its own floor or below.
 FLOORS = (
     {"status", "formats"},
     {"mem", "cpu", "threads"},
@@ -135,7 +137,9 @@ def test_core_opens_no_file(path: Path) -> None:
 
 
 def writable_globals(path: Path) -> list[str]:
-    """Definitions that outlive a call and can be written: at file scope, and `static` inside functions."""
+    """Definitions that outlive a call and can be written: at file scope, and `static` inside
+    functions.
+    """
     text = without_comments(path.read_text())
     text = re.sub(r"^\s*#(?:[^\n]*\\\n)*[^\n]*", "", text, flags=re.MULTILINE)
     found = re.findall(r"^[ \t]+(static (?!const |inline )[^;=(]*)", text, re.MULTILINE)
@@ -191,7 +195,7 @@ WRITABLE = {
     "kernels/table.c": {"q35_kernel"},  # the kernel table, chosen once at import
     "linear.c": {"blas_lock"},  # OpenBLAS is one per process, and so is its lock
 }
-# Definitions that CPython's API wants writable, though nobody writes them; keyword lists until Python 3.13.
+# Definitions that CPython's API wants writable, though nobody writes them.
 CPYTHON = re.compile(r"static (struct )?Py\w+ |Py\w+ |static char \*names\[\]")
 
 

@@ -1,7 +1,9 @@
-"""The models of the golden files: made from a seed, bit for bit the same on every machine, so that no weights are stored.
+"""The models of the golden files: made from a seed, bit for bit the same on every machine, so that
+no weights are stored.
 
-Only Philox's raw 64-bit stream is used: NumPy keeps the streams of its bit generators (NEP 19) but not those of its
-distributions. A Gaussian is the sum of four 16-bit uniforms, exact in float32 until the last scaling.
+Only Philox's raw 64-bit stream is used: NumPy keeps the streams of its bit generators (NEP 19) but
+not those of its distributions. A Gaussian is the sum of four 16-bit uniforms, exact in float32
+until the last scaling.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def gaussian(
 
 
 def ids(name: str, T: int) -> NDArray[np.int32]:
-    """The prompt of a golden file, [T]: ids the tokenizer knows, which has 16 fewer than the model."""
+    """The prompt of a golden file, [T]: ids the tokenizer knows (16 fewer than the model)."""
     return (raw_stream(name + " ids", T) % np.uint64(KNOWN_IDS)).astype(np.int32)
 
 

@@ -1,4 +1,6 @@
-"""Tests against transformers; all are skipped where it or torch is missing (pip install 'qwen35[parity]')."""
+"""Tests against transformers; all are skipped where it or torch is missing (pip install
+'qwen35[parity]').
+"""
 
 import sys
 from pathlib import Path

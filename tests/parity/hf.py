@@ -74,7 +74,9 @@ def tensors_of(model: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
 
 
 def from_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Qwen3_5ForCausalLM:
-    """The text model of a checkpoint folder, as transformers loads it; a missing or unexpected tensor is an error."""
+    """The text model of a checkpoint folder, as transformers loads it; a missing or unexpected
+    tensor is an error.
+    """
     model, info = Qwen3_5ForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     wrong = {
         k: v

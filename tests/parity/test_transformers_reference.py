@@ -1,7 +1,7 @@
 """Oracle: transformers, float32. The NumPy reference (float64) computes the same model.
 
-The tolerance is float32's: transformers' chunked delta rule alone is 4e-5 of the largest logit away from float64 on these
-weights, where a wrong formula is off by more than 1e-2.
+The tolerance is float32's: transformers' chunked delta rule alone is 4e-5 of the largest logit away
+from float64 on these weights, where a wrong formula is off by more than 1e-2.
 """
 
 from typing import Any
@@ -74,7 +74,7 @@ def test_token_by_token() -> None:
 
 
 def test_yarn_frequencies() -> None:
-    """Bit-equal gain, frequencies to one float32 rounding (transformers takes powers in float32)."""
+    """Bit-equal gain; frequencies to a few roundings: transformers takes powers in float32."""
     config = hf.text_config(rope_parameters=YARN, max_position_embeddings=384)
     rotary = hf.text_model(config, seed=0).model.rotary_emb
     d = Dims.from_config(config)
@@ -83,7 +83,7 @@ def test_yarn_frequencies() -> None:
 
 
 def test_drafting_layer() -> None:
-    """MtpModel of transformers, one layer, whose weights are renamed to the checkpoint's `mtp.*`."""
+    """MtpModel of transformers, one layer, its weights renamed to the checkpoint's `mtp.*`."""
     from transformers.cache_utils import MtpCache
     from transformers.modeling_layers import MtpModel
 

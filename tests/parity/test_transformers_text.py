@@ -1,7 +1,8 @@
 """Oracle: transformers on the same checkpoint folder. Text, through the public API.
 
-Float32 logits within 2e-4 of the largest |logit|: the project's bound. Two float32 implementations differ by the order of
-their sums; here that is about 1e-5, and the DeltaNet's output norm can magnify it tenfold where a head's output is small.
+Float32 logits within 2e-4 of the largest |logit|: the project's bound. Two float32 implementations
+differ by the order of their sums; here that is about 1e-5, and the DeltaNet's output norm can
+magnify it tenfold where a head's output is small.
 """
 
 from __future__ import annotations
@@ -28,17 +29,32 @@ GREEDY: dict[str, Any] = {
     "ignore_eos": True,
 }
 # Every case: pairwise different dimensions, none a multiple of a vector width.
+EQUAL = {"linear_num_key_heads": 3, "linear_num_value_heads": 3}
+HALF_TURNED = {"partial_rotary_factor": 0.5, "mrope_section": [3, 2, 1]}
 CASES: dict[str, dict[str, Any]] = {
-    "Hv=Hk tied": {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "tie_word_embeddings": True},
-    "Hv=Hk untied": {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "tie_word_embeddings": False},
+    "Hv=Hk tied": {**EQUAL, "tie_word_embeddings": True},
+    "Hv=Hk untied": {**EQUAL, "tie_word_embeddings": False},
     "Hv=2Hk tied": {"tie_word_embeddings": True},
-    "Hv=2Hk untied": {"tie_word_embeddings": False, "num_attention_heads": 5, "num_key_value_heads": 1},
-    "Hv=3Hk tied": {"linear_num_value_heads": 6, "tie_word_embeddings": True, "linear_conv_kernel_dim": 3},
-    "Hv=3Hk untied": {"linear_num_value_heads": 6, "tie_word_embeddings": False, "num_hidden_layers": 6,
-                      "linear_key_head_dim": 35, "linear_value_head_dim": 53, "head_dim": 24,
-                      "rope_parameters": checkpoints.TEXT["rope_parameters"] | {
-                          "partial_rotary_factor": 0.5, "mrope_section": [3, 2, 1]}},
-}  # fmt: skip
+    "Hv=2Hk untied": {
+        "tie_word_embeddings": False,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 1,
+    },
+    "Hv=3Hk tied": {
+        "linear_num_value_heads": 6,
+        "tie_word_embeddings": True,
+        "linear_conv_kernel_dim": 3,
+    },
+    "Hv=3Hk untied": {
+        "linear_num_value_heads": 6,
+        "tie_word_embeddings": False,
+        "num_hidden_layers": 6,
+        "linear_key_head_dim": 35,
+        "linear_value_head_dim": 53,
+        "head_dim": 24,
+        "rope_parameters": checkpoints.TEXT["rope_parameters"] | HALF_TURNED,
+    },
+}
 
 
 class Case(NamedTuple):
@@ -71,7 +87,9 @@ def test_logits_float32(case: Case, ours: qwen35.Model, T: int) -> None:
 
 
 def test_kl_of_bf16_weights(case: Case) -> None:
-    """Ours keeps activations in float32: closer to the float32 run than transformers with bfloat16 activations."""
+    """Ours keeps activations in float32: closer to the float32 run than transformers with bfloat16
+    activations.
+    """
     want = hf.logits(case.exact, case.ids)
     theirs = hf.mean_kl(want, hf.logits(hf.from_folder(case.folder, torch.bfloat16), case.ids))
     with qwen35.load(case.folder) as model:

@@ -1,4 +1,6 @@
-"""Oracle: transformers on the embedded model's own folder: the same tokens, the same text, the same prompts."""
+"""Oracle: transformers on the embedded model's own folder: the same tokens, the same text, the same
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ def test_kl_as_stored(exact: Any) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokenizer(ours: qwen35.Model, theirs: Any, text: str) -> None:
-    """User text: special tokens in it are plain text for us (transformers' split_special_tokens)."""
+    """Special tokens in user text are plain text for us (split_special_tokens there)."""
     ids = [int(i) for i in ours.tokenize(text)]
     if "<" not in text:
         assert ids == theirs.encode(text, add_special_tokens=False)
