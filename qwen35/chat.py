@@ -100,6 +100,8 @@ class ChatTemplate:
                     **variables,
                 },
             )
+        except MemoryError:
+            raise
         except Exception as error:
             raise _template_error(error, self._where) from error
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def test_long_text_in_chunks_is_the_text_in_one_piece(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHUNK", 5)
         assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("pattern", sorted(module._KNOWN_PATTERNS), ids=["qwen3.5", "qwen2"])
+@given(text=st.lists(st.sampled_from("aZ1\n.,'s한\u0301\u0e33 \t\r\u00a0_\x1c\x85"), max_size=60))
+def test_chunks_are_cut_where_the_pattern_cuts(pattern: str, text: list[str]) -> None:
+    said = unicodedata.normalize("NFC", "".join(text))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+    allowed = {begin for _, (begin, _) in split.pre_tokenize_str(said)}
+    cuts = [cut.start() for cut in module._CUT.finditer(said)]
+    assert allowed.issuperset(cuts)
+    pieces = [said[a:b] for a, b in pairwise([0, *cuts, len(said)])]
+    assert "".join(unicodedata.normalize("NFC", piece) for piece in pieces) == said
 
 
 def test_second_encoder_shares_the_model(file: Path) -> None:
@@ -312,7 +325,9 @@ def test_added_tokens_with_flags_are_unsupported(file: Path, tmp_path: Path) -> 
 def test_truncation_and_padding_of_the_file_are_not_applied(file: Path, tmp_path: Path) -> None:
     truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     path = broken(file, tmp_path, set_in("truncation", truncation))
-    assert len(Tokenizer.from_file(path).encode("a b c d e")) == 9
+    tokenizer = Tokenizer.from_file(path)
+    for special in (True, False):
+        assert tokenizer.decode(tokenizer.encode("a b c d e", special=special)) == "a b c d e"
 
 
 def test_fork_after_use_is_silent(file: Path) -> None:
