@@ -27,7 +27,7 @@ class TextConfig:
     """The language model; names as in config.json."""
 
     vocab_size: int = entry(int, 2, 2**24)
-    hidden_size: int = entry(int, 64, 65536)
+    hidden_size: int = entry(int, 1, 65536)
     intermediate_size: int = entry(int, 1, 2**20)
     num_hidden_layers: int = entry(int, 1, 1024)
     full_attention_interval: int = entry(int, 1, 1024, default=4)
@@ -38,7 +38,7 @@ class TextConfig:
     linear_num_value_heads: int = entry(int, 1, 1024, default=32)
     linear_key_head_dim: int = entry(int, 1, 1024, default=128)
     linear_value_head_dim: int = entry(int, 1, 1024, default=128)
-    linear_conv_kernel_dim: int = entry(int, 1, 64, default=4)
+    linear_conv_kernel_dim: int = entry(int, 1, 16, default=4)
     rms_norm_eps: float = entry(float, 1e-12, 0.1, default=1e-6)
     hidden_act: str = entry(str, default="silu")
     attention_bias: bool = entry(bool, default=False)

@@ -188,7 +188,7 @@ def test_05_no_model_type(kind: Any) -> None:
 )
 def test_06_sizes(value: Any, spelled: str) -> None:
     message = refusal(changed(hidden_size=value))
-    assert f"text_config.hidden_size={spelled}: expected integer in [64, 65536]" in message
+    assert f"text_config.hidden_size={spelled}: expected integer in [1, 65536]" in message
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "num_key_value_heads", "intermediate_size"])
@@ -200,7 +200,7 @@ def test_06_missing() -> None:
     raw = config_of()
     del raw["text_config"]["hidden_size"]
     message = refusal(raw)
-    assert "text_config.hidden_size is missing: expected integer in [64, 65536]" in message
+    assert "text_config.hidden_size is missing: expected integer in [1, 65536]" in message
 
 
 @pytest.mark.parametrize(
