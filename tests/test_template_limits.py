@@ -96,6 +96,9 @@ LARGE = {
     "output": loop("{{ 'a' * 1000 }}", 99999),
     "literal output": loop("a" * 1000, 99999),
     "output into a block": "{% set x %}" + loop("{{ 'a' * 1000 }}", 99999) * 9 + "{% endset %}",
+    "a variable into a block": "{% set a = 'a' * 100000 %}{% set x %}"
+    + loop("{{ a }}", 99999)
+    + "{% endset %}",
     "literals into a block": "{% set x %}" + loop("a" * 10000, 99999) + "{% endset %}",
     "literals into a macro": "{% macro m() %}"
     + loop("a" * 10000, 99999)
