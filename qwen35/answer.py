@@ -101,13 +101,12 @@ class Answer:
         """
         number = len(self.tokens) + len(self._waiting) + 1
         pieces = self._through_stops(self._parser.push(token.id), active=number > self._min_tokens)
-        if self._waiting and len({kind for _, kind in pieces}) > 1:
-            self._put(*pieces.pop(0))  # what an earlier token held back when the kind changed
         self._waiting.append(replace(token, kind=self._parser.kind))
-        for piece in pieces:
-            self._put(*piece)
-        undecided = self._parser.holding or self._held_chars or not self._waiting[-1].text
-        return [] if last or undecided else self._show()
+        self._place(pieces)
+        settled = max((i + 1 for i, t in enumerate(self._waiting) if t.text), default=0)
+        if settled == len(self._waiting) and (last or self._parser.holding or self._held_chars):
+            settled -= 1  # more text may come to the newest one
+        return self._show(settled)
 
     def end(self, stop_token: Token | None = None) -> list[Token]:
         """The answer is over: show what was held back, then the stop token. Later calls show
@@ -118,47 +117,74 @@ class Answer:
         self._ended = True
         pieces: list[tuple[str, Kind]] = []
         if self.stop_string is None:
-            pieces = self._through_stops(self._parser.flush(), active=True)
-            if self._stops and self.stop_string is None:
-                pieces.append((self._stops.flush(), "text"))
+            pieces = self._through_stops(self._parser.flush(), active=True, more=False)
         ending = [] if stop_token is None else [replace(stop_token, kind=self._parser.kind)]
         if not self._waiting:
             self._waiting, ending = ending, []
         # Half a character of an answer that was cut off has no token to carry it, and is dropped.
-        for piece in pieces if self._waiting else []:
-            self._put(*piece)
+        if self._waiting:
+            self._place(pieces)
         self._waiting += ending
         return self._show()
 
     def _through_stops(
-        self, pieces: list[tuple[str, Kind]], *, active: bool
+        self, pieces: list[tuple[str, Kind]], *, active: bool, more: bool = True
     ) -> list[tuple[str, Kind]]:
         """`pieces` as far as stop strings let them through. A change of kind ends a possible
-        match.
+        match, and so does the end of the answer (`more` is False).
         """
         if self._stops is None:
-            return [piece for piece in pieces if piece[0]]
+            return pieces
         passed: list[tuple[str, Kind]] = []
         for text, kind in pieces:
-            if self.stop_string is not None:
-                break
             if kind == "text" and active:
-                out = self._stops.push(text)
-                self._held_chars += len(text) - len(out)
-                passed.append((out, kind))
+                passed.append((self._stops.push(text), kind))
+                self._held_chars += len(text) - len(passed[-1][0])
             else:
-                passed += [(self._stops.flush(), "text"), (text, kind)]
-                self._held_chars = 0
-        return [piece for piece in passed if piece[0]]
+                passed += [self._release(), (text, kind)]
+            if self.stop_string is not None:
+                return passed
+        if not more or self._parser.kind != "text":
+            passed.append(self._release())
+        return passed
 
-    def _put(self, text: str, kind: Kind) -> None:
-        """Give text to the newest waiting token."""
-        last = self._waiting[-1]
-        self._waiting[-1] = replace(last, text=last.text + text, kind=kind)
-        self._texts[kind].append(text)
+    def _release(self) -> tuple[str, Kind]:
+        """What stop strings hold back; nothing that follows can complete a match."""
+        self._held_chars = 0
+        return (self._stops.flush() if self._stops else "", "text")
 
-    def _show(self) -> list[Token]:
-        shown, self._waiting = self._waiting, []
+    def _place(self, pieces: list[tuple[str, Kind]]) -> None:
+        """Give text to the waiting tokens, the last piece to the newest of its kind, those before
+        it to tokens before that one.
+        """
+        runs: list[tuple[str, Kind]] = []
+        for text, kind in pieces:
+            if runs and text and runs[-1][1] == kind:
+                runs[-1] = (runs[-1][0] + text, kind)
+            elif text:
+                runs.append((text, kind))
+        places, end = [], len(self._waiting)
+        for before in range(len(runs) - 1, -1, -1):
+            places.append(self._place_of(runs[before][1], min(before, end - 1), end))
+            end = max(places[-1], 1)
+        for (text, kind), place in zip(runs, reversed(places), strict=True):
+            token = self._waiting[place]
+            self._waiting[place] = replace(token, text=token.text + text, kind=kind)
+            self._texts[kind].append(text)
+
+    def _place_of(self, kind: Kind, start: int, end: int) -> int:
+        """Among the waiting tokens from `start` to `end` the last one of this kind, or without
+        text.
+        """
+        places = range(end - 1, start - 1, -1)
+        same = [i for i in places if self._waiting[i].kind == kind]
+        empty = [i for i in places if not self._waiting[i].text]
+        return next(iter([*same, *empty, end - 1]))
+
+    def _show(self, count: int | None = None) -> list[Token]:
+        """Let go of the first `count` waiting tokens, or of all."""
+        shown = self._waiting[:count]
+        del self._waiting[: len(shown)]
         self.tokens += shown
         return shown
 

@@ -204,7 +204,7 @@ class TokenStream:
         """
         self._clock.start()
         request, ids = self._request, self._request.prompt.ids
-        session, branch = self._model._pool.take(ids)
+        session, branch = self._model._pool.take(ids, self._model)
         self._session = session
         self._cached = session._rewind(ids)
         core = session._open()
@@ -261,7 +261,6 @@ class TokenStream:
         last = self._decoded >= self._request.max_tokens
         self._ready.extend(self._answer.push(token, last=last))
         if self._answer.stop_string is not None:
-            self._stop_reason = self._answer.stop_string
             self._finish("stop")
         elif last:
             self._finish("length")
@@ -286,13 +285,16 @@ class TokenStream:
             self._clock.add(native.timings, decode=True)
         self._clock.bar_close()
         self._ready.extend(self._answer.end())
+        if self._answer.stop_string is not None and reason != "cancelled":
+            reason, self._stop_reason = "stop", self._answer.stop_string
         self._reason = "tool_calls" if reason == "stop" and self._answer.tool_calls else reason
         session, self._session = self._session, None
         del native  # lets go of the session
         if session is not None and session._core is not None:
             self._model._pool.give_back(session)
         self._result = self._generation()
-        self._model._finished(self)
+        if self._clock.started:
+            self._model._finished(self)
 
     def _warn_if_empty(self) -> None:
         """Say why there is no answer when all of max_tokens was thought away."""
@@ -348,16 +350,17 @@ class _Clock:
     """Adds up the native streams of one answer."""
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self.started = False
+        self._began = 0.0
         self._ttft_s = 0.0
         self._sums = {"prompt_tokens": 0.0, "prefill_s": 0.0, "decode_tokens": 0.0, "decode_s": 0.0}
         self.bar_close: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        self._started = time.perf_counter()
+        self.started, self._began = True, time.perf_counter()
 
     def first_token(self) -> None:
-        self._ttft_s = time.perf_counter() - self._started
+        self._ttft_s = time.perf_counter() - self._began
         self.bar_close()
 
     def add(self, timings: dict[str, float], *, decode: bool) -> None:

@@ -20,11 +20,15 @@ class Gate:
         self._inside: dict[int, int] = {}  # thread -> depth
         self.closed = False
 
+    def is_foreign(self) -> bool:
+        """Whether this is a fork of the process that loaded the model."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """ForkError in a child of the process that loaded the model: its threads and locks did not
         come along.
         """
-        if os.getpid() != self._pid:
+        if self.is_foreign():
             raise ForkError(
                 f"the model {self._name!r} was loaded in process {self._pid} and this is its "
                 f"fork {os.getpid()}; "

@@ -9,8 +9,10 @@ keeps the past of earlier ones.
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -61,7 +63,7 @@ class Model:
         self._gate = Gate(checkpoint.name)
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._pool = SessionPool(self._new_session)
+        self._pool = SessionPool()
         self._last: Generation | None = None
         self.name: str = checkpoint.name
         self.config: Config = checkpoint.config
@@ -193,8 +195,8 @@ class Model:
                 for index, continuation in enumerate(continuations)
             ]
             check_fits(len(ids), context=self.context, room=max(map(len, wanted), default=0))
-            session, _ = self._pool.take(ids)
-            session.sync(ids)
+            session, branch = self._pool.take(ids, self)
+            session._sync(ids, branch=branch)
             start = session.snapshot()
             scores = []
             for continuation in wanted:
@@ -228,15 +230,13 @@ class Model:
         ml_dtypes.bfloat16.
         """
         self._gate.check()
-        return self._checkpoint.tensors
+        return MappingProxyType(self._checkpoint.tensors)
 
     @property
     def parameters(self) -> int:
         """Weights in the checkpoint."""
-        return sum(
-            int(np.prod(tensor.shape, dtype=np.int64))
-            for tensor in self._checkpoint.tensors.values()
-        )
+        tensors = self._checkpoint.tensors
+        return sum(math.prod(tensors.span(name).shape) for name in tensors)
 
     @property
     def last(self) -> Generation | None:
@@ -271,9 +271,10 @@ class Model:
 
     def close(self) -> None:
         """Free everything. Running answers end "cancelled", and are waited for. May be called
-        again.
+        again; in a forked child there is nothing to free.
         """
-        self._gate.check_process()
+        if self._gate.is_foreign():
+            return
         self._gate.shut()
         streams = list(self._streams)
         for stream in streams:
@@ -346,10 +347,12 @@ class Model:
     def _fingerprint(self) -> str:
         """What a saved session must match: shapes and a sample of the weights."""
         digest = hashlib.sha256()
-        for name, tensor in self._checkpoint.tensors.items():
-            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-            if tensor.ndim == 1:
-                digest.update(tensor.tobytes())
+        tensors = self._checkpoint.tensors
+        for name in tensors:
+            span = tensors.span(name)
+            digest.update(f"{name} {span.dtype} {span.shape}\n".encode())
+            if len(span.shape) == 1:
+                digest.update(tensors[name].tobytes())
         return digest.hexdigest()
 
     def _stream(

@@ -158,11 +158,12 @@ def _layer_map(model: Model) -> str:
 def _layer_bytes(model: Model) -> dict[int, int]:
     """Bytes of the weights of each layer."""
     sizes: dict[int, int] = {}
-    for name, tensor in model.tensors.items():
+    tensors = model._checkpoint.tensors
+    for name in tensors:
         head, _, rest = name.partition(".layers.")
         index = rest.partition(".")[0]
         if index.isdigit() and not head.startswith("mtp"):
-            sizes[int(index)] = sizes.get(int(index), 0) + tensor.nbytes
+            sizes[int(index)] = sizes.get(int(index), 0) + tensors.span(name).nbytes
     return sizes
 
 

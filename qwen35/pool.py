@@ -5,12 +5,14 @@ prompt.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .session import Session
+if TYPE_CHECKING:
+    from .model import Model
+    from .session import Session
 
 IDLE_LIMIT = 2  # sessions; each holds K/V for its past and a few snapshots
 
@@ -20,13 +22,12 @@ class SessionPool:
     any thread.
     """
 
-    def __init__(self, make: Callable[[], Session]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._idle: list[Session] = []
         self._lock = threading.Lock()
         self._closed = False
 
-    def take(self, ids: NDArray[np.int32]) -> tuple[Session, int]:
+    def take(self, ids: NDArray[np.int32], model: Model) -> tuple[Session, int]:
         """A session for a prompt, and where that prompt parts from an earlier one (0: nowhere worth
         a mark).
 
@@ -40,11 +41,12 @@ class SessionPool:
             if best is not None and prefixes[best][0] > 0:
                 session, usable = self._idle[best], prefixes[best][0]
                 if 2 * usable >= session.position or len(self._idle) >= IDLE_LIMIT:
-                    return self._idle.pop(best), branch
-                return session._branch(usable), branch
+                    self._idle.pop(best)._model = model
+                    return session, branch
+                return session._branch(usable, model), branch
             if len(self._idle) >= IDLE_LIMIT:
                 self._idle.pop(0).close()
-        return self._make(), branch
+        return model._new_session(), branch
 
     def give_back(self, session: Session) -> None:
         """Keep a session for later requests, or free it where the pool is closed."""
@@ -52,6 +54,7 @@ class SessionPool:
             if self._closed:
                 session.close()
                 return
+            session._model = None  # an idle session does not keep its model alive
             self._idle.append(session)
             if len(self._idle) > IDLE_LIMIT:
                 self._idle.pop(0).close()

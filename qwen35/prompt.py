@@ -73,7 +73,9 @@ class Prompts:
     def make(self, prompt: Any, *, where: str) -> Prompt:
         """Text, ids or a Prompt -> Prompt. Ids must be entries of the tokenizer."""
         size = min(self._tokenizer.vocab_size, self._config.text.vocab_size)
-        return self._make(prompt, vocab_size=size, where=where)
+        made = self._make(prompt, vocab_size=size, where=where)
+        self._refuse_placeholders(made, where=where)
+        return made
 
     def numeric(self, prompt: Any, *, where: str) -> Prompt:
         """The same where only numbers come out: the padding rows of the embedding are allowed
@@ -143,6 +145,20 @@ class Prompts:
     def last_message_start(self, ids: NDArray[np.int32]) -> int:
         """Index of the last <|im_start|>, 0 where there is none."""
         return max(0, _last(ids, self._message_id)) if self._message_id is not None else 0
+
+    def _refuse_placeholders(self, prompt: Prompt, *, where: str) -> None:
+        """ValueError for tokens that stand for pixels which are not there."""
+        if self._config.vision is None:
+            return
+        for kind in ("image", "video"):
+            token = getattr(self._config, f"{kind}_token_id")
+            count = int(np.count_nonzero(prompt.ids == token))
+            given = len(getattr(prompt, f"{kind}s"))
+            if count and not given:
+                raise ValueError(
+                    f"{where}: {count} {kind} placeholders (token {token}) and {given} {kind}s; "
+                    "this version reads text only, leave them out"
+                )
 
     def refuse_media(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
         """MediaError or UnsupportedModelError if there are any: this version reads text only."""

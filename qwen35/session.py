@@ -50,7 +50,7 @@ class Session:
     """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
-        self._model = model
+        self._model: Any = model  # a Model; None while the session is idle in its pool
         self._core: _core.Session | None = core
         self._marks: list[Snapshot] = []  # by position, all on this timeline
 
@@ -98,14 +98,7 @@ class Session:
             self._model._checkpoint.check_unchanged()
             ids = self._model._prompts.numeric(prompt, where="prompt").ids
             check_fits(len(ids), context=self._open().context, room=0)
-            reused = self._rewind(ids)
-            core = self._open()
-            for end in [*self._splits(ids, start=reused), len(ids)]:
-                piece = ids[core.position : end]
-                if piece.size:
-                    core.prefill(piece, progress=shifted(progress, core.position, len(ids)))
-                self._mark()
-            return reused
+            return self._sync(ids, progress=progress)
 
     def snapshot(self) -> Snapshot:
         """This point of the timeline. Cheap: the recurrent state is copied, K/V pages are
@@ -135,13 +128,6 @@ class Session:
             twin = self._model._adopt(self._open().fork())
             twin._marks = list(self._marks)
             return twin
-
-    def _branch(self, position: int) -> Session:
-        """A second session that stands at the mark at `position`."""
-        twin = self._model._new_session(self.context)
-        twin._marks = [mark for mark in self._marks if mark.position <= position]
-        twin._open().restore(twin._marks[-1].core)
-        return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the timeline to a file (safetensors layout, replaced as a whole or not at all)."""
@@ -190,6 +176,30 @@ class Session:
                 "this session was closed; ask the model for a new one with model.session()"
             )
         return self._core
+
+    def _sync(
+        self,
+        ids: NDArray[np.int32],
+        *,
+        branch: int = 0,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """`sync` for checked ids; `branch` is where an earlier prompt parted from this one."""
+        reused = self._rewind(ids)
+        core = self._open()
+        for end in [*self._splits(ids, start=reused, branch=branch), len(ids)]:
+            piece = ids[core.position : end]
+            if piece.size:
+                core.prefill(piece, progress=shifted(progress, core.position, len(ids)))
+            self._mark()
+        return reused
+
+    def _branch(self, position: int, model: Model) -> Session:
+        """A second session that stands at the mark at `position`."""
+        twin = model._new_session(self.context)
+        twin._marks = [mark for mark in self._marks if mark.position <= position]
+        twin._open().restore(twin._marks[-1].core)
+        return twin
 
     def _usable(self, ids: NDArray[np.int32]) -> tuple[int, int]:
         """(tokens of `ids` this session can start from, tokens of `ids` its timeline shares)."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import checkpoints
 import numpy as np
 from numpy.typing import NDArray
 
@@ -255,25 +254,12 @@ def fake_model(
     """A `qwen35.Model` over FakeModel, with tokenizer, template and config of a small checkpoint in
     `folder`.
     """
-    from qwen35.config import read_config
+    from qwen35.loading import open_checkpoint
     from qwen35.model import Model
-    from qwen35.safetensors_file import open_safetensors
     from qwen35.tokenizer import Tokenizer
 
-    if not (folder / "config.json").exists():
-        checkpoints.write_checkpoint(folder)
-    checkpoint: Any = SimpleNamespace(
-        path=folder,
-        name="fake",
-        config=read_config(folder / "config.json"),
-        tensors=open_safetensors(folder / "model.safetensors"),
-        generation_config={},
-        chat_template=checkpoints.TEMPLATE,
-        tokenizer_file=folder / "tokenizer.json",
-        close=lambda: None,
-        check_unchanged=lambda: None,
-    )
+    checkpoint = open_checkpoint(folder)
     rows = checkpoint.config.text.vocab_size
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", embedding_rows=rows)
-    core: Any = FakeModel(checkpoint.config.text.vocab_size, script, chunk_s=chunk_s)
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, embedding_rows=rows)
+    core: Any = FakeModel(rows, script, chunk_s=chunk_s)
     return Model(checkpoint, core, tokenizer, **options)

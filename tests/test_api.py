@@ -6,10 +6,12 @@ The names, types and errors of the public interface.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,28 @@ def test_media_are_refused_with_a_reason(fake: Any) -> None:
         fake.embed_image(image)
 
 
+def test_placeholders_without_pixels_are_refused(small: Path) -> None:
+    pads = [checkpoints.TOKEN_IDS["<|image_pad|>"], checkpoints.TOKEN_IDS["<|video_pad|>"]]
+    with fake_model(small, context=100) as model:
+        for pad, kind in zip(pads, ("image", "video"), strict=True):
+            with pytest.raises(ValueError, match=f"prompt: 2 {kind} placeholders .* and 0 {kind}s"):
+                model.generate([5, pad, pad])
+
+
+def test_a_prompt_made_by_hand_is_checked(fake: Any) -> None:
+    prompt = qwen35.Prompt(np.array([1, 400]))
+    with pytest.raises(ValueError, match="prompt.ids\\[1\\]: token id 400"):
+        fake.generate(prompt)
+    assert fake.generate(qwen35.Prompt([1, 2]), max_tokens=1).result().usage.prompt_tokens == 2
+
+
+def test_temperature_0_is_greedy_whatever_the_presets_penalties(real: Any) -> None:
+    """The presets of the larger sizes have a presence_penalty, which is for sampling."""
+    answer = real.generate("the other", max_tokens=20, temperature=0, ignore_eos=True).result()
+    rows = real.logits([*real.tokenize("the other"), *answer.token_ids[:-1]])
+    assert rows[-20:].argmax(axis=1).tolist() == answer.token_ids
+
+
 # ---- numbers -------------------------------------------------------------------------------------
 
 
@@ -263,6 +287,23 @@ def test_views_outlive_the_model(small: Path) -> None:
     assert np.array_equal(view.astype(np.float32), before)
 
 
+def test_a_dropped_model_is_freed_at_once(small: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        model = qwen35.load(small, context=64, threads=1)
+        model.generate("the other", max_tokens=4).result()
+        model.chat("hi", max_tokens=4, enable_thinking=False).result()
+        model.score("the", ["a", "b"])
+        stream = model.generate("again", max_tokens=4)
+        next(stream)
+        gone = weakref.ref(model)
+        del model, stream
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_models_are_not_copied(fake: Any) -> None:
     stream, session = fake.generate("hi"), fake.session()
     for thing in (fake, stream, session):
@@ -288,6 +329,8 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(real: Any) -> None:
                 pass
             except BaseException:
                 code = 2
+        real.close()  # a with block may end in the child: nothing is the child's to free
+        del stream, session
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [first.id, *(token.id for token in stream)] == stream.result().token_ids

@@ -8,12 +8,15 @@ import asyncio
 import gc
 import threading
 import warnings
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
 from fake_core import after, fake_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qwen35
 
@@ -39,6 +42,16 @@ def script(
 
 
 HI = [{"role": "user", "content": "hi"}]
+CALL = "<tool_call>\n<function=add>\n<parameter=a>\n2\n</parameter>\n</function>\n</tool_call>"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+        },
+    }
+]
 
 
 # ---- text and tokens -----------------------------------------------------------------------------
@@ -181,6 +194,69 @@ def test_a_started_stop_string_is_delivered_when_max_tokens_ends_the_answer(mode
     assert "".join(token.text for token in tokens) == "xya"
 
 
+@given(data=st.data())
+def test_texts_join_to_the_decoded_answer(data: st.DataObject, small: Path) -> None:
+    """Any ids, bytes of broken characters included: what is streamed is what decoding all gives."""
+    added = st.sampled_from([IDS["<think>"], IDS["</think>"], IDS["<tool_call>"]])
+    ids = data.draw(st.lists(st.one_of(st.integers(0, 255), added), max_size=30))
+    cut = data.draw(st.integers(0, 40))
+    model = _shared(small)
+    script(model, "ask", ids)
+    tokens = list(stream := model.generate("ask", max_tokens=cut))
+    said = [*ids, END][:cut]
+    assert [token.id for token in tokens] == said == stream.result().token_ids
+    text = model.detokenize([token for token in said if token != END])
+    assert "".join(token.text for token in tokens) == text == stream.result().text
+
+
+@given(data=st.data())
+def test_chat_loses_nothing_but_marks_and_line_breaks(data: st.DataObject, small: Path) -> None:
+    words = [
+        "a",
+        "\n",
+        "\n\n",
+        "<",
+        "</",
+        "<think>",
+        "</think>",
+        "é",
+        "🙂",
+        " ",
+        "<tool_call>",
+        CALL,
+    ]
+    said = "".join(data.draw(st.lists(st.sampled_from(words), max_size=20)))
+    stop = data.draw(st.sampled_from([None, "aa", "é🙂", "<a"]))
+    tools = data.draw(st.sampled_from([None, TOOLS]))
+    model = _shared(small)
+    script(model, HI, said, tools=tools)
+    tokens = list(stream := model.chat(HI, stop=stop, tools=tools))
+    result = stream.result()
+    assert [token.id for token in tokens] == result.token_ids
+    for kind, text in (("reasoning", result.reasoning), ("text", result.text)):
+        assert "".join(token.text for token in tokens if token.kind == kind) == text
+    if stop is None:
+        for mark in ("<think>", "</think>", "\n"):
+            said = said.replace(mark, "")
+        shown = "".join(token.text for token in tokens)
+        rest = shown.replace("\n", "").replace("<think>", "")
+        assert rest.replace("</think>", "") == said
+    else:  # a change of kind ends a match
+        parts = groupby(tokens, key=lambda token: token.kind)
+        texts = ["".join(token.text for token in part) for kind, part in parts if kind == "text"]
+        assert not any(stop in text for text in texts)
+
+
+_models: dict[Path, Any] = {}
+
+
+def _shared(folder: Path) -> Any:
+    """One scripted model for all examples of a property."""
+    if folder not in _models:
+        _models[folder] = fake_model(folder, context=4000)
+    return _models[folder]
+
+
 # ---- chat ----------------------------------------------------------------------------------------
 
 
@@ -204,18 +280,6 @@ def test_generate_takes_everything_as_text_but_a_prompt_of_messages_as_chat(mode
     prompt = model.prompt(HI)
     assert model.generate(prompt.ids).result().text == "see</think>\n\nfour"
     assert model.generate(prompt).result().text == "four"
-
-
-CALL = "<tool_call>\n<function=add>\n<parameter=a>\n2\n</parameter>\n</function>\n</tool_call>"
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "add",
-            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-        },
-    }
-]
 
 
 def test_tool_calls_are_parsed_and_named_as_the_reason(model: Any) -> None:

@@ -66,7 +66,7 @@ def test_a_model_shows_its_layers_and_memory(model: Any) -> None:
         "layer 2: DeltaNet",
         "layer 3: attention",
     ]
-    for part in ("fake", "395,316", "threads", "500 tokens", _core.cpu()["isa"]):
+    for part in ("small", "395,316", "threads", "500 tokens", _core.cpu()["isa"]):
         assert part in page.text
     assert {"weights: 1.0 KiB", "K/V: 7.8 KiB"} <= set(page.titles)
     model.close()

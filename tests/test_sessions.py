@@ -306,6 +306,15 @@ def test_the_third_prompt_with_a_shared_start_reuses_it(fake: Any) -> None:
     assert told == [0, 0, 100, 100]  # the second shows where they part, and leaves a mark there
 
 
+def test_scoring_reuses_what_questions_share(fake: Any) -> None:
+    shared, scored = LONG[:100], []
+    for i in range(4):
+        before = fake._core.appended
+        fake.score([*shared, *range(i, i + 30)], [[1, 2], [3]])
+        scored.append(fake._core.appended - before)
+    assert scored == [133, 133, 33, 33]
+
+
 def test_short_prompts_are_read_in_one_piece(fake: Any) -> None:
     pieces: list[int] = []
     session = fake.session()
