@@ -30,7 +30,13 @@ EXPECTED = (Error, OSError, ValueError, TypeError, MemoryError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = build_parser().parse_args(argv)
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """The status of a subcommand, errors as one line."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character
@@ -75,7 +81,9 @@ def _silence_stdout() -> None:
 def _load(module: str) -> Callable[[argparse.ArgumentParser], None]:
     from importlib import import_module
 
-    return import_module(f".{module}", __package__).add_arguments
+    add: Callable[[argparse.ArgumentParser], None]
+    add = import_module(f".{module}", __package__).add_arguments
+    return add
 
 
 def _texts(module: str) -> dict[str, Any]:

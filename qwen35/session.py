@@ -125,7 +125,7 @@ class Session:
     def fork(self) -> Session:
         """A second session with this one's past and a future of its own."""
         with self._model._running():
-            twin = self._model._adopt(self._open().fork())
+            twin: Session = self._model._adopt(self._open().fork())
             twin._marks = list(self._marks)
             return twin
 

@@ -136,16 +136,11 @@ def _list(value: Any) -> list[Any]:
 
 def _place(info: Any, where: str) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
     """Name, dtype and shape of one array of the header."""
-    if isinstance(info, dict):
-        name, dtype, shape = (info.get(key) for key in ("name", "dtype", "shape"))
-        sizes = isinstance(shape, list) and len(shape) <= 8
-        if (
-            isinstance(name, str)
-            and dtype in DTYPES
-            and sizes
-            and all(type(n) is int and n >= 0 for n in shape)
-        ):
-            return name, np.dtype(dtype), tuple(shape)
+    entry = info if isinstance(info, dict) else {}
+    name, dtype, shape = entry.get("name"), entry.get("dtype"), _list(entry.get("shape"))
+    sizes = "shape" in entry and len(shape) <= 8 and all(type(n) is int and n >= 0 for n in shape)
+    if isinstance(name, str) and dtype in DTYPES and sizes:
+        return name, np.dtype(dtype), tuple(shape)
     raise ModelFormatError(
         f"{where}: header: arrays: {shown(info)}: expected name, dtype and shape"
     )
