@@ -1,7 +1,9 @@
-/* attention.c: h -> q gate k v -> norm, rotate -> K/V to their page -> online softmax over pages -> gate -> o -> x.
+/* attention.c: h -> q gate k v -> norm, rotate -> K/V to their page -> online softmax over pages ->
+ * gate -> o -> x.
  *
- * A task is one kv head and a few tokens; the query heads that share the kv head go together, so that every K and V
- * row read from the cache serves all of them. Scores exist for one page at a time. */
+ * A task is one kv head and a few tokens; the query heads that share the kv head go together, so
+ * that every K and V row read from the cache serves all of them. Scores exist for one page at a
+ * time. */
 #include "attention.h"
 
 #include <math.h>
@@ -50,7 +52,8 @@ static void prepare_tokens(void *arg, size_t index, int worker) {
             q35_kernel->rms_norm(q, q, j->layer->q_norm, g->eps, Dh);
             q35_rope_apply(q, cosine, sine, half);
         }
-        size_t position = j->cache->position + t, page = position / Q35_PAGE, slot = position % Q35_PAGE;
+        size_t position = j->cache->position + t, page = position / Q35_PAGE,
+               slot = position % Q35_PAGE;
         for (size_t h = 0; h < g->Hkv; h++) {
             q35_kernel->rms_norm(k + h * Dh, k + h * Dh, j->layer->k_norm, g->eps, Dh);
             q35_rope_apply(k + h * Dh, cosine, sine, half);
@@ -78,8 +81,8 @@ static void attend_page(const attention_job *j, const tile *a, size_t page, size
     const q35_dtype kv = j->cache->shape->kv_dtype;
     size_t last = j->cache->position + a->t0 + a->tokens - 1; /* the newest position of the tile */
     size_t seen = last - start + 1 < Q35_PAGE ? last - start + 1 : Q35_PAGE;
-    q35_kernel->dot[kv](a->scores, Q35_PAGE, q35_cache_kv(j->cache, page, j->n, 0, head), Dh, a->q, Dh, seen, a->rows,
-                        Dh, 0);
+    q35_kernel->dot[kv](a->scores, Q35_PAGE, q35_cache_kv(j->cache, page, j->n, 0, head), Dh, a->q,
+                        Dh, seen, a->rows, Dh, 0);
     for (size_t r = 0; r < a->rows; r++) {
         float *scores = a->scores + r * Q35_PAGE;
         size_t own = j->cache->position + a->t0 + r / a->group;
@@ -93,8 +96,8 @@ static void attend_page(const attention_job *j, const tile *a, size_t page, size
         a->top[r] = top;
         if (shrink != 1.0f) q35_kernel->scale(a->sum + r * Dh, shrink, Dh);
     }
-    q35_kernel->mix[kv](a->sum, Dh, a->scores, Q35_PAGE, q35_cache_kv(j->cache, page, j->n, 1, head), Dh, a->rows, seen,
-                        Dh);
+    q35_kernel->mix[kv](a->sum, Dh, a->scores, Q35_PAGE,
+                        q35_cache_kv(j->cache, page, j->n, 1, head), Dh, a->rows, seen, Dh);
 }
 
 static void attend_tile(void *arg, size_t index, int worker) {
@@ -112,7 +115,8 @@ static void attend_tile(void *arg, size_t index, int worker) {
     a.top = a.scores + a.rows * Q35_PAGE;
     a.total = a.top + a.rows;
     for (size_t r = 0; r < a.rows; r++) {
-        const float *q = j->s->proj + (t0 + r / group) * j->ld + (head * group + r % group) * 2 * Dh;
+        const float *q =
+            j->s->proj + (t0 + r / group) * j->ld + (head * group + r % group) * 2 * Dh;
         for (size_t i = 0; i < Dh; i++) a.q[r * Dh + i] = q[i] * scale;
         a.top[r] = -INFINITY;
         a.total[r] = 0;
@@ -128,13 +132,17 @@ static void attend_tile(void *arg, size_t index, int worker) {
     }
 }
 
-int q35_attention(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, q35_cache *cache, size_t n,
-                  q35_scratch *s, size_t T) {
+int q35_attention(q35_team *team, const qwen35_geometry *g, const q35_layer *layer,
+                  q35_cache *cache, size_t n, q35_scratch *s, size_t T) {
     const size_t qd = g->Hq * 2 * g->Dh, kd = g->Hkv * g->Dh, ld = qd + 2 * kd;
-    q35_product in[] = {{&layer->q, s->proj, ld}, {&layer->k, s->proj + qd, ld}, {&layer->v, s->proj + qd + kd, ld}};
+    q35_product in[] = {{&layer->q, s->proj, ld},
+                        {&layer->k, s->proj + qd, ld},
+                        {&layer->v, s->proj + qd + kd, ld}};
     attention_job j = {g, layer, cache, n, s, T, ld};
     if (q35_linear(team, in, 3, s->h, g->D, T, 0, s->panel)) return 1;
-    if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * ld, prepare_tokens, &j)) return 1;
+    if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * ld,
+                     prepare_tokens, &j))
+        return 1;
     size_t tiles = (T + tile_tokens(g) - 1) / tile_tokens(g);
     size_t work = 2 * tile_tokens(g) * (g->Hq / g->Hkv) * g->Dh * (cache->position + T);
     if (q35_parallel(team, tiles * g->Hkv, work, attend_tile, &j)) return 1;

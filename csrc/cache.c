@@ -1,4 +1,5 @@
-/* cache.c: who owns which page. Data flow: reserve -> layers write -> position moves; copy shares what was written. */
+/* cache.c: who owns which page. Data flow: reserve -> layers write -> position moves; copy shares
+ * what was written. */
 #include "cache.h"
 
 #include <string.h>
@@ -26,7 +27,8 @@ size_t q35_cache_state_floats(const q35_cache_shape *s) {
 int q35_cache_init(q35_cache *cache, const q35_cache_shape *shape, qwen35_status *status) {
     memset(cache, 0, sizeof *cache);
     cache->shape = shape;
-    cache->state = q35_alloc(q35_cache_state_floats(shape) + 1, sizeof(float), "recurrent state", status);
+    cache->state =
+        q35_alloc(q35_cache_state_floats(shape) + 1, sizeof(float), "recurrent state", status);
     return cache->state ? Q35_OK : status->code;
 }
 

@@ -1,7 +1,8 @@
 /* Per-layer state of one timeline: K/V pages, convolution tails, recurrent matrices.
  *
- * K/V lie in pages of Q35_PAGE positions over all attention layers, counted by reference: a snapshot or fork shares
- * them, and a page is copied only when a timeline writes into one that it shares. */
+ * K/V lie in pages of Q35_PAGE positions over all attention layers, counted by reference: a
+ * snapshot or fork shares them, and a page is copied only when a timeline writes into one that it
+ * shares. */
 #ifndef Q35_CACHE_H
 #define Q35_CACHE_H
 
@@ -13,14 +14,15 @@
 
 typedef struct q35_page {
     atomic_size_t references;
-    _Alignas(64) unsigned char data[]; /* [attention layer][K, V][Hkv][Q35_PAGE][Dh] of the K/V type */
+    _Alignas(
+        64) unsigned char data[]; /* [attention layer][K, V][Hkv][Q35_PAGE][Dh] of the K/V type */
 } q35_page;
 
 /* Sizes that all caches of one model share. */
 typedef struct q35_cache_shape {
     q35_dtype kv_dtype;
     size_t Hkv, Dh, page_bytes;
-    size_t head_bytes;                /* of one head of one layer in one page: Q35_PAGE * Dh elements */
+    size_t head_bytes; /* of one head of one layer in one page: Q35_PAGE * Dh elements */
     size_t state_floats, conv_floats; /* of one DeltaNet layer */
     size_t n_full, n_linear;
 } q35_cache_shape;
@@ -29,12 +31,14 @@ typedef struct q35_cache {
     const q35_cache_shape *shape;
     q35_page **pages; /* [n_pages] */
     size_t n_pages, page_capacity;
-    float *state; /* [n_linear][Hv][column block][Dk][cols], see kernels.h; then [n_linear][K - 1][C] conv tails */
-    size_t position;      /* tokens in the timeline */
-    int32_t rope_next;    /* rotary position of the next text token */
+    float *state;      /* [n_linear][Hv][column block][Dk][cols], see kernels.h; then [n_linear][K -
+                          1][C] conv tails */
+    size_t position;   /* tokens in the timeline */
+    int32_t rope_next; /* rotary position of the next text token */
 } q35_cache;
 
-void q35_cache_shape_init(q35_cache_shape *shape, const qwen35_geometry *geometry, q35_dtype kv_dtype);
+void q35_cache_shape_init(q35_cache_shape *shape, const qwen35_geometry *geometry,
+                          q35_dtype kv_dtype);
 int q35_cache_init(q35_cache *cache, const q35_cache_shape *shape, qwen35_status *status);
 void q35_cache_free(q35_cache *cache);
 
@@ -55,7 +59,8 @@ static inline float *q35_cache_conv(const q35_cache *cache, size_t n) {
     return cache->state + s->n_linear * s->state_floats + n * s->conv_floats;
 }
 /* K (which = 0) or V (1) of one head in the n-th attention layer: [Q35_PAGE, Dh] of one page. */
-static inline void *q35_cache_kv(const q35_cache *cache, size_t page, size_t n, int which, size_t head) {
+static inline void *q35_cache_kv(const q35_cache *cache, size_t page, size_t n, int which,
+                                 size_t head) {
     const q35_cache_shape *s = cache->shape;
     return cache->pages[page]->data + ((2 * n + (size_t)which) * s->Hkv + head) * s->head_bytes;
 }

@@ -1,7 +1,9 @@
-/* deltanet.c: h -> qkv z b a -> causal conv + SiLU -> L2 norm of q, k -> delta rule -> gated norm -> out -> x.
+/* deltanet.c: h -> qkv z b a -> causal conv + SiLU -> L2 norm of q, k -> delta rule -> gated norm
+ * -> out -> x.
  *
- * The rule runs token after token with the state in cache: on CPUs that beats the chunked form at every length tried
- * (a head's 128 x 32 column block is 16 KiB). Heads are the tasks; nothing is shared between them. */
+ * The rule runs token after token with the state in cache: on CPUs that beats the chunked form at
+ * every length tried (a head's 128 x 32 column block is 16 KiB). Heads are the tasks; nothing is
+ * shared between them. */
 #include "deltanet.h"
 
 #include <math.h>
@@ -11,7 +13,7 @@
 #include "linear.h"
 
 #define CONV_CHANNELS 128 /* handled together: K rows of them stay in the first-level cache */
-#define SCAN_TOKENS 64    /* q and k of so many tokens stay in cache while all column blocks use them */
+#define SCAN_TOKENS 64    /* whose q and k stay in cache while all column blocks use them */
 
 typedef struct mixer_job {
     const qwen35_geometry *g;
@@ -21,10 +23,13 @@ typedef struct mixer_job {
     size_t T, C, ld; /* convolved channels; floats of a proj row: qkv C, z Hv Dv, b Hv, a Hv */
 } mixer_job;
 
-size_t q35_deltanet_worker_floats(const qwen35_geometry *g) { return (g->K - 1) * CONV_CHANNELS + g->K * 2; }
+size_t q35_deltanet_worker_floats(const qwen35_geometry *g) {
+    return (g->K - 1) * CONV_CHANNELS + g->K * 2;
+}
 
-/* Convolves channels c .. c+n in place. Runs from the last token back: a row is overwritten only when no earlier row
-   needs it any more. The raw tail is saved first, and stored last, since the first rows still read the old one. */
+/* Convolves channels c .. c+n in place. Runs from the last token back: a row is overwritten only
+   when no earlier row needs it any more. The raw tail is saved first, and stored last, since the
+   first rows still read the old one. */
 static void convolve(const mixer_job *j, float *saved, size_t c, size_t n) {
     const size_t K = j->g->K, ld = j->ld, T = j->T;
     float *x = j->s->proj + c, *tail = j->tail + c;
@@ -44,7 +49,7 @@ static void convolve(const mixer_job *j, float *saved, size_t c, size_t n) {
     for (size_t i = 0; i + 1 < K; i++) memcpy(tail + i * j->C, saved + i * n, n * sizeof *saved);
 }
 
-/* Task: one head of q, of k, or of v. q and k leave it normalised, q scaled by 1 / sqrt(Dk) as well. */
+/* Task: one head of q, of k, or of v. q and k leave it normalised, q also times 1 / sqrt(Dk). */
 static void conv_head(void *arg, size_t index, int worker) {
     const mixer_job *j = arg;
     const qwen35_geometry *g = j->g;
@@ -90,7 +95,8 @@ static void scan_head(void *arg, size_t h, int worker) {
         float *out = j->s->mix + t * ldm + h * Dv;
         for (size_t c = 0; c < Dv; c += Q35_DELTA_COLS) {
             size_t cols = Dv - c < Q35_DELTA_COLS ? Dv - c : Q35_DELTA_COLS;
-            q35_kernel->delta(out + c, ldm, state + Dk * c, q, k, ld, v + c, ld, decay + t, beta + t, n, Dk, cols);
+            q35_kernel->delta(out + c, ldm, state + Dk * c, q, k, ld, v + c, ld, decay + t,
+                              beta + t, n, Dk, cols);
         }
         for (size_t i = 0; i < n; i++) {
             float *y = out + i * ldm;
@@ -100,8 +106,8 @@ static void scan_head(void *arg, size_t h, int worker) {
     }
 }
 
-int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, float *state, float *tail,
-                 q35_scratch *s, size_t T) {
+int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, float *state,
+                 float *tail, q35_scratch *s, size_t T) {
     const size_t C = 2 * g->Hk * g->Dk + g->Hv * g->Dv, vd = g->Hv * g->Dv, ld = C + vd + 2 * g->Hv;
     q35_product in[] = {{&layer->qkv, s->proj, ld},
                         {&layer->z, s->proj + C, ld},

@@ -1,8 +1,9 @@
 /* linear.c: all matrix products, and the only file that knows BLAS.
  *
- * products -> blocks of rows whose weights fit the second-level cache -> one task a block -> dot kernel over all tokens.
- * Weights are read once from memory whatever T is; a result's bits do not depend on T (see kernels.h).
- * Targets whose own kernel is slow at many tokens expand blocks to f32 and leave the product to OpenBLAS. */
+ * products -> blocks of rows whose weights fit the second-level cache -> one task a block -> dot
+ * kernel over all tokens. Weights are read once from memory whatever T is; a result's bits do not
+ * depend on T (see kernels.h). Targets whose own kernel is slow at many tokens expand blocks to f32
+ * and leave the product to OpenBLAS. */
 #include "linear.h"
 
 #include <limits.h>
@@ -10,15 +11,17 @@
 
 #include "kernels/kernels.h"
 
-#define BLOCK_BYTES ((size_t)256 << 10) /* of weights in one task: half of a small second-level cache */
-#define BLOCK_ROWS 24                   /* blocks are a multiple: whole register tiles of every target */
-#define PANEL_ROWS 256                  /* rows expanded at once for BLAS */
+#define BLOCK_BYTES \
+    ((size_t)256 << 10) /* of weights in one task: half of a small second-level cache */
+#define BLOCK_ROWS 24   /* blocks are a multiple: whole register tiles of every target */
+#define PANEL_ROWS 256  /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
-void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
-                       int lda, const float *b, int ldb, float beta, float *c, int ldc);
+void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                       const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                       int ldc);
 void scipy_openblas_set_num_threads(int threads);
 
 typedef struct job {
@@ -44,8 +47,8 @@ static void multiply_block(void *arg, size_t index, int worker) {
     size_t r = (index - j->first_block[p]) * j->rows_per_block[p];
     size_t rows = w->rows - r < j->rows_per_block[p] ? w->rows - r : j->rows_per_block[p];
     const char *data = (const char *)w->data + r * w->cols * q35_dtype_bytes(w->dtype);
-    q35_kernel->dot[w->dtype](product->y + r, product->ldy, data, w->cols, j->x, j->ldx, rows, j->T, w->cols,
-                              j->add);
+    q35_kernel->dot[w->dtype](product->y + r, product->ldy, data, w->cols, j->x, j->ldx, rows, j->T,
+                              w->cols, j->add);
 }
 
 /* ---- the OpenBLAS road ---- */
@@ -60,15 +63,17 @@ static void expand_row(void *arg, size_t index, int worker) {
     (void)worker;
     const expansion *e = arg;
     const q35_matrix *w = e->w;
-    const char *data = (const char *)w->data + (e->row + index) * w->cols * q35_dtype_bytes(w->dtype);
+    const char *data =
+        (const char *)w->data + (e->row + index) * w->cols * q35_dtype_bytes(w->dtype);
     q35_kernel->expand[w->dtype](e->panel + index * w->cols, data, w->cols);
 }
 
-/* OpenBLAS ends the process when too many threads call it at once: one caller, its own threads inside. */
+/* OpenBLAS ends the process when too many threads call it at once: one caller, its own threads
+ * inside. */
 static pthread_mutex_t blas_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int multiply_with_blas(q35_team *team, const q35_product *product, const float *x, size_t ldx, size_t T,
-                              int add, float *panel) {
+static int multiply_with_blas(q35_team *team, const q35_product *product, const float *x,
+                              size_t ldx, size_t T, int add, float *panel) {
     const q35_matrix *w = product->w;
     for (size_t r = 0; r < w->rows; r += PANEL_ROWS) {
         size_t rows = w->rows - r < PANEL_ROWS ? w->rows - r : PANEL_ROWS;
@@ -76,9 +81,9 @@ static int multiply_with_blas(q35_team *team, const q35_product *product, const 
         if (q35_parallel(team, rows, w->cols, expand_row, &e)) return 1;
         pthread_mutex_lock(&blas_lock);
         scipy_openblas_set_num_threads(team->threads);
-        scipy_cblas_sgemm(CBLAS_ROW_MAJOR, CBLAS_NO_TRANS, CBLAS_TRANS, (int)T, (int)rows, (int)w->cols, 1.0f, x,
-                          (int)ldx, panel, (int)w->cols, add ? 1.0f : 0.0f, product->y + r,
-                          (int)product->ldy);
+        scipy_cblas_sgemm(CBLAS_ROW_MAJOR, CBLAS_NO_TRANS, CBLAS_TRANS, (int)T, (int)rows,
+                          (int)w->cols, 1.0f, x, (int)ldx, panel, (int)w->cols, add ? 1.0f : 0.0f,
+                          product->y + r, (int)product->ldy);
         pthread_mutex_unlock(&blas_lock);
     }
     return 0;
@@ -88,8 +93,8 @@ size_t q35_linear_panel_floats(size_t cols) {
     return q35_kernel->blas_tokens ? PANEL_ROWS * cols : 0;
 }
 
-int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx, size_t T, int add,
-               float *panel) {
+int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
+               size_t T, int add, float *panel) {
     if (panel && q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens) {
         for (size_t p = 0; p < n; p++)
             if (multiply_with_blas(team, &products[p], x, ldx, T, add, panel)) return 1;

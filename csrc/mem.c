@@ -1,11 +1,13 @@
-/* mem.c: zeroed, cache-line aligned blocks. Large ones come from the system untouched (lazily zero). */
+/* mem.c: zeroed, cache-line aligned blocks. Large ones come from the system untouched (lazily
+ * zero). */
 #include "mem.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Above this the C library serves fresh zero pages, which memset would only fault in for nothing. */
+/* Above this the C library serves fresh zero pages, which memset would only fault in for nothing.
+ */
 #define LAZY_BYTES ((size_t)64 << 20)
 
 void *q35_alloc(size_t count, size_t size, const char *what, qwen35_status *status) {
@@ -22,7 +24,8 @@ void *q35_alloc(size_t count, size_t size, const char *what, qwen35_status *stat
         q35_fail(status, Q35_MEMORY, "%s: no memory for %zu bytes", what, bytes);
         return NULL;
     }
-    uintptr_t start = ((uintptr_t)block + sizeof(void *) + Q35_ALIGN - 1) & ~(uintptr_t)(Q35_ALIGN - 1);
+    uintptr_t start =
+        ((uintptr_t)block + sizeof(void *) + Q35_ALIGN - 1) & ~(uintptr_t)(Q35_ALIGN - 1);
     ((void **)start)[-1] = block;
     if (padded < LAZY_BYTES) memset((void *)start, 0, bytes);
     return (void *)start;

@@ -7,6 +7,7 @@
 #include "weights.h"
 
 /* h [T, D] -> x [T, D] += ...; overwrites proj. Nonzero when cancelled. */
-int q35_mlp(q35_team *team, const qwen35_geometry *geometry, const q35_layer *layer, q35_scratch *scratch, size_t T);
+int q35_mlp(q35_team *team, const qwen35_geometry *geometry, const q35_layer *layer,
+            q35_scratch *scratch, size_t T);
 
 #endif

@@ -1,7 +1,8 @@
 /* model.c: forward() is the table of contents of the engine.
  *
  * ids -> embedding -> [norm -> deltanet | attention -> norm -> mlp] x L -> norm -> head
- * The rest of the file makes and frees the model and keeps its idle scratch. It knows nothing of sessions. */
+ * The rest of the file makes and frees the model and keeps its idle scratch. It knows nothing of
+ * sessions. */
 #include "model.h"
 
 #include <string.h>
@@ -20,12 +21,13 @@ static void embed(const qwen35_model *model, float *x, const int32_t *ids, size_
     const q35_matrix *table = &model->weights.embedding;
     size_t row_bytes = table->cols * q35_dtype_bytes(table->dtype);
     for (size_t t = 0; t < T; t++)
-        q35_kernel->expand[table->dtype](x + t * table->cols, (const char *)table->data + (size_t)ids[t] * row_bytes,
+        q35_kernel->expand[table->dtype](x + t * table->cols,
+                                         (const char *)table->data + (size_t)ids[t] * row_bytes,
                                          table->cols);
 }
 
-int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s, const int32_t *ids,
-                const int32_t *positions, size_t ldp, size_t T) {
+int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s,
+                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T) {
     const qwen35_geometry *g = &model->g;
     embed(model, s->x, ids, T);
     q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, ldp, cache->rope_next, T);
@@ -36,7 +38,8 @@ int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scrat
         if (layer->kind == QWEN35_FULL) {
             if (q35_attention(team, g, layer, cache, n_full++, s, T)) return 1;
         } else {
-            float *state = q35_cache_state(cache, n_linear), *tail = q35_cache_conv(cache, n_linear);
+            float *state = q35_cache_state(cache, n_linear),
+                  *tail = q35_cache_conv(cache, n_linear);
             if (q35_deltanet(team, g, layer, state, tail, s, T)) return 1;
             n_linear++;
         }
@@ -48,11 +51,13 @@ int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scrat
     if (!positions) cache->rope_next += (int32_t)T;
     for (size_t i = 0; positions && i < 3; i++)
         for (size_t t = 0; t < T; t++)
-            if (positions[i * ldp + t] >= cache->rope_next) cache->rope_next = positions[i * ldp + t] + 1;
+            if (positions[i * ldp + t] >= cache->rope_next)
+                cache->rope_next = positions[i * ldp + t] + 1;
     return 0;
 }
 
-int q35_head(qwen35_model *model, q35_team *team, q35_scratch *s, float *logits, const float *h, size_t T) {
+int q35_head(qwen35_model *model, q35_team *team, q35_scratch *s, float *logits, const float *h,
+             size_t T) {
     q35_product head = {&model->weights.head, logits, model->g.V};
     return q35_linear(team, &head, 1, h, model->g.D, T, 0, s->panel);
 }
@@ -73,17 +78,22 @@ void q35_scratch_give(qwen35_model *model, q35_scratch *scratch) {
     pthread_mutex_unlock(&model->lock);
 }
 
-/* The relations that the loops rely on. config.py has told the user in the file's words before this is reached. */
+/* The relations that the loops rely on. config.py has told the user in the file's words before this
+ * is reached. */
 static int check_geometry(const qwen35_geometry *g, qwen35_status *status) {
-    if (!g->D || !g->F || !g->V || !g->L || !g->Hq || !g->Hkv || !g->Dh || !g->Hk || !g->Hv || !g->Dk || !g->Dv ||
-        !g->K)
+    if (!g->D || !g->F || !g->V || !g->L || !g->Hq || !g->Hkv || !g->Dh || !g->Hk || !g->Hv ||
+        !g->Dk || !g->Dv || !g->K)
         return q35_fail(status, Q35_ARGUMENT, "geometry: every dimension must be at least 1");
     if (g->Hq % g->Hkv || g->Hv % g->Hk)
-        return q35_fail(status, Q35_ARGUMENT, "geometry: heads must be multiples: %zu query of %zu kv, %zu value of %zu key",
-                        g->Hq, g->Hkv, g->Hv, g->Hk);
+        return q35_fail(
+            status, Q35_ARGUMENT,
+            "geometry: heads must be multiples: %zu query of %zu kv, %zu value of %zu key", g->Hq,
+            g->Hkv, g->Hv, g->Hk);
     if (g->Dr > g->Dh || g->Dr % 2 || g->Dr == 0)
-        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu rotary dims of a head of %zu", g->Dr, g->Dh);
-    if (g->K > 16) return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most 16", g->K);
+        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu rotary dims of a head of %zu", g->Dr,
+                        g->Dh);
+    if (g->K > 16)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most 16", g->K);
     return Q35_OK;
 }
 
@@ -103,8 +113,8 @@ static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_st
     return Q35_OK;
 }
 
-qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, int threads,
-                               q35_dtype kv_dtype, qwen35_status *status) {
+qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
+                               int threads, q35_dtype kv_dtype, qwen35_status *status) {
     if (check_geometry(geometry, status)) return NULL;
     qwen35_model *model = q35_alloc(1, sizeof *model, "model", status);
     if (!model) return NULL;

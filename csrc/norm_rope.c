@@ -22,9 +22,11 @@ static void norm_some(void *arg, size_t index, int worker) {
         q35_kernel->rms_norm(j->y + t * j->D, j->x + t * j->D, j->scale, j->eps, j->D);
 }
 
-int q35_norm_tokens(q35_team *team, float *y, const float *x, const float *scale, float eps, size_t T, size_t D) {
+int q35_norm_tokens(q35_team *team, float *y, const float *x, const float *scale, float eps,
+                    size_t T, size_t D) {
     norm_job j = {y, x, scale, eps, T, D};
-    return q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * D, norm_some, &j);
+    return q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * D,
+                        norm_some, &j);
 }
 
 void q35_rope_axes(uint8_t *axis, const size_t section[3], size_t half) {
@@ -40,7 +42,8 @@ void q35_rope_table(float *cosine, float *sine, const qwen35_geometry *g, const 
     for (size_t t = 0; t < T; t++) {
         for (size_t j = 0; j < half; j++) {
             int32_t position = positions ? positions[axis[j] * ldp + t] : next + (int32_t)t;
-            float angle = (float)position * g->inv_freq[j]; /* in f32, as the reference multiplies it */
+            float angle =
+                (float)position * g->inv_freq[j]; /* in f32, as the reference multiplies it */
             cosine[t * half + j] = cosf(angle) * g->rope_scaling;
             sine[t * half + j] = sinf(angle) * g->rope_scaling;
         }

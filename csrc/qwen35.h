@@ -1,7 +1,8 @@
 /* qwen35.h: the engine as its binding sees it. The only header py/ includes from here.
  *
- * A model is immutable and shared by threads. A session is one timeline with one user at a time; it borrows its model,
- * which must outlive it. No function prints, exits or reads the environment; failures fill a status. */
+ * A model is immutable and shared by threads. A session is one timeline with one user at a time; it
+ * borrows its model, which must outlive it. No function prints, exits or reads the environment;
+ * failures fill a status. */
 #ifndef QWEN35_H
 #define QWEN35_H
 
@@ -26,7 +27,8 @@ typedef struct qwen35_geometry {
     const uint8_t *kinds;    /* [L] QWEN35_LINEAR or QWEN35_FULL; copied */
 } qwen35_geometry;
 
-/* Read-only bytes of one tensor, checked by the caller: `data` holds the product of `shape` elements. */
+/* Read-only bytes of one tensor, checked by the caller: `data` holds the product of `shape`
+ * elements. */
 typedef struct qwen35_tensor {
     const void *data;
     q35_dtype dtype;
@@ -49,10 +51,15 @@ typedef struct qwen35_memory {
     size_t scratch;      /* of one forward call */
 } qwen35_memory;
 
-/* Calls `visit` with every tensor the geometry asks for, in file order, until it returns nonzero. */
-int qwen35_expected_tensors(const qwen35_geometry *geometry, int (*visit)(void *arg, const char *name, int rank, const size_t *shape), void *arg);
+/* Calls `visit` with every tensor the geometry asks for, in file order, until it returns nonzero.
+ */
+int qwen35_expected_tensors(const qwen35_geometry *geometry,
+                            int (*visit)(void *arg, const char *name, int rank,
+                                         const size_t *shape),
+                            void *arg);
 
-qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, int threads, q35_dtype kv_dtype, qwen35_status *status);
+qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
+                               int threads, q35_dtype kv_dtype, qwen35_status *status);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
 int qwen35_model_threads(const qwen35_model *model);
@@ -68,7 +75,8 @@ size_t qwen35_session_bytes(const qwen35_session *session);
 /* Logits after the last token, [V]; NULL while there are none. */
 const float *qwen35_session_logits(const qwen35_session *session);
 
-/* How one call of qwen35_session_append is watched and what it returns besides the session's logits. */
+/* How one call of qwen35_session_append is watched and what it returns besides the session's
+ * logits. */
 typedef struct qwen35_append_options {
     const int32_t *positions; /* [3, T] rotary positions, or NULL: they continue */
     int (*poll)(void *arg);   /* asked every 20 ms by the calling thread; nonzero cancels */
@@ -79,12 +87,15 @@ typedef struct qwen35_append_options {
     int32_t *most_likely; /* [T] with logprobs: the likeliest token at each place */
 } qwen35_append_options;
 
-/* Appends T tokens. When cancelled or failed, the session stands where the last whole chunk ended. */
-int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T, const qwen35_append_options *options, qwen35_status *status);
+/* Appends T tokens. When cancelled or failed, the session stands where the last whole chunk ended.
+ */
+int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
+                          const qwen35_append_options *options, qwen35_status *status);
 
 /* A snapshot shares K/V pages with its session and owns a copy of the recurrent state. */
 qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status *status);
-int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot, qwen35_status *status);
+int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot,
+                           qwen35_status *status);
 void qwen35_snapshot_free(qwen35_snapshot *snapshot);
 size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot);
 size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot);
@@ -92,7 +103,8 @@ size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot);
 /* The whole timeline as bytes, for a file: `write` is called with consecutive pieces. */
 size_t qwen35_session_dump_bytes(const qwen35_session *session);
 void qwen35_session_dump(const qwen35_session *session, void *bytes);
-int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n, qwen35_status *status);
+int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n,
+                          qwen35_status *status);
 
 /* ---- sampling (sample.c) ---- */
 
@@ -112,14 +124,16 @@ typedef struct qwen35_sampling {
     size_t n_banned;
 } qwen35_sampling;
 
-/* Draws one token from logits [V]. history [n] holds prompt and answer, the first n_prompt are the prompt.
-   coin in [0, 1) decides. work [2 V] is overwritten. Returns -1 when no token is left. */
-int32_t qwen35_sample(const qwen35_sampling *sampling, const float *logits, size_t V, const int32_t *history, size_t n, size_t n_prompt, double coin, float *work);
+/* Draws one token from logits [V]. history [n] holds prompt and answer, the first n_prompt are the
+   prompt. coin in [0, 1) decides. work [2 V] is overwritten. Returns -1 when no token is left. */
+int32_t qwen35_sample(const qwen35_sampling *sampling, const float *logits, size_t V,
+                      const int32_t *history, size_t n, size_t n_prompt, double coin, float *work);
 
 /* The next number in [0, 1) of the generator seeded by `seed` at step `step`. */
 double qwen35_coin(uint64_t seed, uint64_t step);
 
-/* log-softmax of logits [V] at the given token, and the n most likely tokens with theirs, likeliest first. */
+/* log-softmax of logits [V] at the given token, and the n most likely tokens with theirs, likeliest
+ * first. */
 double qwen35_logprob(const float *logits, size_t V, int32_t id);
 void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, float *logprobs);
 

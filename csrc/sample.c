@@ -1,7 +1,7 @@
 /* sample.c: logits -> penalties -> bias -> temperature -> min-p, top-k, top-p -> one token.
  *
- * The generator is a function of (seed, step), and the draw a function of its coin: a stream can be repeated, and a
- * test can hand in the coin. Names and order are vLLM's. */
+ * The generator is a function of (seed, step), and the draw a function of its coin: a stream can be
+ * repeated, and a test can hand in the coin. Names and order are vLLM's. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -71,7 +71,8 @@ static int32_t pop(int32_t *heap, size_t *n, const float *value) {
 }
 
 void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, float *logprobs) {
-    /* Insertion into a short sorted list: n is a handful, and most tokens fail the first comparison. */
+    /* Insertion into a short sorted list: n is a handful, and most tokens fail the first
+     * comparison. */
     size_t found = 0;
     for (size_t i = 0; i < V; i++) {
         if (found == n && !(logits[i] > logits[ids[n - 1]])) continue;
@@ -81,13 +82,17 @@ void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, 
     }
     if (!found) return;
     double first = qwen35_logprob(logits, V, ids[0]);
-    for (size_t i = 0; i < found; i++) logprobs[i] = (float)(first + (double)logits[ids[i]] - (double)logits[ids[0]]);
+    for (size_t i = 0; i < found; i++)
+        logprobs[i] = (float)(first + (double)logits[ids[i]] - (double)logits[ids[0]]);
 }
 
-/* repetition weighs every token of the history, presence and frequency those of the answer. seen [V] is overwritten. */
-static void apply_penalties(const qwen35_sampling *s, float *logits, const int32_t *history, size_t n, size_t n_prompt,
-                            float *seen, size_t V) {
-    if (s->repetition_penalty == 1.0f && s->presence_penalty == 0.0f && s->frequency_penalty == 0.0f) return;
+/* repetition weighs every token of the history, presence and frequency those of the answer. seen
+ * [V] is overwritten. */
+static void apply_penalties(const qwen35_sampling *s, float *logits, const int32_t *history,
+                            size_t n, size_t n_prompt, float *seen, size_t V) {
+    if (s->repetition_penalty == 1.0f && s->presence_penalty == 0.0f &&
+        s->frequency_penalty == 0.0f)
+        return;
     memset(seen, 0, V * sizeof *seen);
     /* First count each token in the answer, then treat it where it is met first, from the end. */
     for (size_t i = n_prompt; i < n; i++) seen[history[i]] += 1.0f;
@@ -97,14 +102,16 @@ static void apply_penalties(const qwen35_sampling *s, float *logits, const int32
         if (count < 0) continue; /* treated */
         seen[id] = -1;
         if (s->repetition_penalty != 1.0f)
-            logits[id] = logits[id] > 0 ? logits[id] / s->repetition_penalty : logits[id] * s->repetition_penalty;
+            logits[id] = logits[id] > 0 ? logits[id] / s->repetition_penalty
+                                        : logits[id] * s->repetition_penalty;
         logits[id] -= s->frequency_penalty * count + (count > 0 ? s->presence_penalty : 0.0f);
     }
 }
 
-/* Cuts the candidates at top_k, top_p and min_p; they end up sorted at the end of `heap`. Returns their number, and
-   the sum of their weights. weight [V] is exp(logit / temperature - top). */
-static size_t cut(const qwen35_sampling *s, int32_t *heap, size_t V, const float *weight, double all, double *kept) {
+/* Cuts the candidates at top_k, top_p and min_p; they end up sorted at the end of `heap`. Returns
+   their number, and the sum of their weights. weight [V] is exp(logit / temperature - top). */
+static size_t cut(const qwen35_sampling *s, int32_t *heap, size_t V, const float *weight,
+                  double all, double *kept) {
     size_t left = V, k = s->top_k && s->top_k < V ? s->top_k : V, n = 0;
     double sum = 0, top_p_of = all;
     heapify(heap, V, weight);
@@ -125,8 +132,8 @@ static size_t cut(const qwen35_sampling *s, int32_t *heap, size_t V, const float
     return n;
 }
 
-int32_t qwen35_sample(const qwen35_sampling *s, const float *given, size_t V, const int32_t *history, size_t n,
-                      size_t n_prompt, double coin, float *work) {
+int32_t qwen35_sample(const qwen35_sampling *s, const float *given, size_t V,
+                      const int32_t *history, size_t n, size_t n_prompt, double coin, float *work) {
     float *logits = work, *other = work + V;
     memcpy(logits, given, V * sizeof *logits);
     apply_penalties(s, logits, history, n, n_prompt, other, V);
@@ -141,7 +148,8 @@ int32_t qwen35_sample(const qwen35_sampling *s, const float *given, size_t V, co
     for (size_t i = 0; i < V; i++) logits[i] = (logits[i] - top) / s->temperature;
     q35_kernel->exp(other, logits, V);
     for (size_t i = 0; i < V; i++) {
-        if (!(logits[i] > -87.0f)) other[i] = 0; /* the kernel clamps there; so small a weight is never drawn */
+        if (!(logits[i] > -87.0f))
+            other[i] = 0; /* the kernel clamps there; so small a weight is never drawn */
         all += other[i];
     }
     const float *weight = other;
@@ -152,7 +160,8 @@ int32_t qwen35_sample(const qwen35_sampling *s, const float *given, size_t V, co
     size_t count = cutting ? cut(s, heap, V, weight, all, &kept) : V;
     double target = coin * kept, sum = 0;
     for (size_t i = 0; i < count; i++) {
-        int32_t id = cutting ? heap[V - 1 - i] : heap[i]; /* popped in order from the end: likeliest first */
+        int32_t id =
+            cutting ? heap[V - 1 - i] : heap[i]; /* popped in order from the end: likeliest first */
         sum += weight[id];
         if (sum > target) return id;
     }

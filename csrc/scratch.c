@@ -9,9 +9,11 @@
 static size_t max(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Sets the sizes of `s` and, given a block, its pointers; returns the floats in all. */
-static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, size_t state_floats, float *block) {
+static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, size_t state_floats,
+                      float *block) {
     const size_t T = Q35_CHUNK, vd = g->Hv * g->Dv;
-    size_t linear_cols = 2 * g->Hk * g->Dk + 2 * vd + 2 * g->Hv, full_cols = (2 * g->Hq + 2 * g->Hkv) * g->Dh;
+    size_t linear_cols = 2 * g->Hk * g->Dk + 2 * vd + 2 * g->Hv,
+           full_cols = (2 * g->Hq + 2 * g->Hkv) * g->Dh;
     s->proj_cols = max(max(linear_cols, full_cols), 2 * g->F);
     s->mix_cols = max(vd, g->Hq * g->Dh);
     s->worker_floats = max(q35_attention_worker_floats(g), q35_deltanet_worker_floats(g));

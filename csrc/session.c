@@ -1,7 +1,8 @@
 /* session.c: one timeline: tokens go in, logits come out, any point can be kept and returned to.
  *
- * append: ids -> chunks -> reserve pages -> forward -> head. A chunk is all or nothing: before a long one the recurrent
- * state is copied aside, and put back when the chunk is cancelled (K/V behind `position` are simply not there). */
+ * append: ids -> chunks -> reserve pages -> forward -> head. A chunk is all or nothing: before a
+ * long one the recurrent state is copied aside, and put back when the chunk is cancelled (K/V
+ * behind `position` are simply not there). */
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,8 +11,8 @@
 #include "mem.h"
 #include "model.h"
 
-/* A single token is so short that it is not worth keeping a copy for, unless the model is so large that even one
-   would make a user wait for the cancellation. */
+/* A single token is so short that it is not worth keeping a copy for, unless the model is so large
+   that even one would make a user wait for the cancellation. */
 #define LONG_CHUNK_TOKENS 16
 #define SLOW_MODEL_BYTES ((size_t)4 << 30)
 
@@ -81,24 +82,28 @@ static int check_append(const qwen35_session *session, const int32_t *ids, size_
     size_t V = session->model->g.V, position = session->cache.position;
     if (session->model->pid != getpid())
         return q35_fail(status, Q35_FORKED,
-                        "this process was forked after the model was loaded, and its threads stayed behind; load the "
+                        "this process was forked after the model was loaded, and its threads "
+                        "stayed behind; load the "
                         "model in the child, or start processes with \"spawn\"");
     if (T > session->context || position > session->context - T)
         return q35_fail(status, Q35_CONTEXT,
-                        "%zu tokens after the %zu already there are more than the context of %zu; load the model with "
+                        "%zu tokens after the %zu already there are more than the context of %zu; "
+                        "load the model with "
                         "a larger context=",
                         T, position, session->context);
     for (size_t t = 0; t < T; t++)
         if (ids[t] < 0 || (size_t)ids[t] >= V)
-            return q35_fail(status, Q35_ARGUMENT, "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
+            return q35_fail(status, Q35_ARGUMENT,
+                            "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
     if (options->logprobs && !session->has_logits)
-        return q35_fail(status, Q35_ARGUMENT, "scoring needs at least one token before the scored ones");
+        return q35_fail(status, Q35_ARGUMENT,
+                        "scoring needs at least one token before the scored ones");
     return Q35_OK;
 }
 
 /* All logits of a chunk, or the log-probability of each of its tokens under the token before it. */
-static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids, size_t T,
-                        size_t done, const qwen35_append_options *options) {
+static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids,
+                        size_t T, size_t done, const qwen35_append_options *options) {
     size_t V = session->model->g.V, D = session->model->g.D;
     for (size_t t = 0; t < T; t += Q35_LOGIT_ROWS) {
         size_t rows = T - t < Q35_LOGIT_ROWS ? T - t : Q35_LOGIT_ROWS;
@@ -116,11 +121,12 @@ static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s,
 }
 
 /* One chunk, all or nothing. */
-static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids, size_t T,
-                        size_t done, size_t total, const qwen35_append_options *options) {
+static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids,
+                        size_t T, size_t done, size_t total, const qwen35_append_options *options) {
     qwen35_model *model = session->model;
     q35_cache *cache = &session->cache;
-    size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float), position = cache->position;
+    size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
+           position = cache->position;
     int32_t rope_next = cache->rope_next;
     int keep_copy = T >= LONG_CHUNK_TOKENS || model->weights.given_bytes > SLOW_MODEL_BYTES;
     int (*poll)(void *) = team->poll;
@@ -146,8 +152,8 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     return 0;
 }
 
-int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T, const qwen35_append_options *options,
-                          qwen35_status *status) {
+int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
+                          const qwen35_append_options *options, qwen35_status *status) {
     if (check_append(session, ids, T, options, status)) return status->code;
     if (T == 0) return Q35_OK;
     if (q35_cache_reserve(&session->cache, T, status)) return status->code;
@@ -160,7 +166,8 @@ int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
     for (size_t done = 0; done < T && !status->code;) {
         size_t n = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
         if (append_chunk(session, &team, scratch, ids + done, n, done, T, options)) {
-            session->has_logits = done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
+            session->has_logits =
+                done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }
@@ -190,7 +197,8 @@ qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status 
     snapshot->has_logits = session->has_logits;
     snapshot->ids = q35_alloc(position + 1, sizeof(int32_t), "snapshot", status);
     snapshot->logits = q35_alloc(V, sizeof(float), "snapshot", status);
-    if (!snapshot->ids || !snapshot->logits || q35_cache_init(&snapshot->cache, session->cache.shape, status) ||
+    if (!snapshot->ids || !snapshot->logits ||
+        q35_cache_init(&snapshot->cache, session->cache.shape, status) ||
         q35_cache_copy(&snapshot->cache, &session->cache, status)) {
         qwen35_snapshot_free(snapshot);
         return NULL;
@@ -200,15 +208,18 @@ qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status 
     return snapshot;
 }
 
-int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot, qwen35_status *status) {
+int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snapshot,
+                           qwen35_status *status) {
     if (snapshot->cache.shape != session->cache.shape)
         return q35_fail(status, Q35_ARGUMENT, "restore: the snapshot belongs to another model");
     if (snapshot->cache.position > session->context)
-        return q35_fail(status, Q35_CONTEXT, "restore: the snapshot holds %zu tokens, the session's context is %zu",
+        return q35_fail(status, Q35_CONTEXT,
+                        "restore: the snapshot holds %zu tokens, the session's context is %zu",
                         snapshot->cache.position, session->context);
     if (reserve_ids(session, snapshot->cache.position, status)) return status->code;
     if (q35_cache_copy(&session->cache, &snapshot->cache, status)) return status->code;
-    if (snapshot->cache.position) memcpy(session->ids, snapshot->ids, snapshot->cache.position * sizeof(int32_t));
+    if (snapshot->cache.position)
+        memcpy(session->ids, snapshot->ids, snapshot->cache.position * sizeof(int32_t));
     memcpy(session->logits, snapshot->logits, snapshot->V * sizeof(float));
     session->has_logits = snapshot->has_logits;
     return Q35_OK;
@@ -231,7 +242,9 @@ fail:
     return NULL;
 }
 
-size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot) { return snapshot->cache.position; }
+size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot) {
+    return snapshot->cache.position;
+}
 size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot) {
     return q35_cache_bytes(&snapshot->cache) + snapshot->V * sizeof(float) +
            snapshot->cache.position * sizeof(int32_t);
@@ -256,7 +269,8 @@ static dump_header header_of(const qwen35_session *session) {
 }
 
 static size_t bytes_of(const dump_header *h) {
-    return sizeof *h + h->position * sizeof(int32_t) + h->V * sizeof(float) + h->state_bytes + h->pages * h->page_bytes;
+    return sizeof *h + h->position * sizeof(int32_t) + h->V * sizeof(float) + h->state_bytes +
+           h->pages * h->page_bytes;
 }
 
 size_t qwen35_session_dump_bytes(const qwen35_session *session) {
@@ -264,36 +278,61 @@ size_t qwen35_session_dump_bytes(const qwen35_session *session) {
     return bytes_of(&header);
 }
 
+/* Writes n bytes at *out and moves it on. */
+static void put(char **out, const void *bytes, size_t n) {
+    if (n) memcpy(*out, bytes, n);
+    *out += n;
+}
+
+static void get(void *bytes, const char **in, size_t n) {
+    if (n) memcpy(bytes, *in, n);
+    *in += n;
+}
+
 void qwen35_session_dump(const qwen35_session *session, void *bytes) {
     dump_header h = header_of(session);
     char *out = bytes;
-    memcpy(out, &h, sizeof h), out += sizeof h;
-    if (h.position) memcpy(out, session->ids, h.position * sizeof(int32_t)), out += h.position * sizeof(int32_t);
-    memcpy(out, session->logits, h.V * sizeof(float)), out += h.V * sizeof(float);
-    memcpy(out, session->cache.state, h.state_bytes), out += h.state_bytes;
-    for (size_t i = 0; i < h.pages; i++, out += h.page_bytes) memcpy(out, session->cache.pages[i]->data, h.page_bytes);
+    put(&out, &h, sizeof h);
+    put(&out, session->ids, h.position * sizeof(int32_t));
+    put(&out, session->logits, h.V * sizeof(float));
+    put(&out, session->cache.state, h.state_bytes);
+    for (size_t i = 0; i < h.pages; i++) put(&out, session->cache.pages[i]->data, h.page_bytes);
 }
 
-int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n, qwen35_status *status) {
-    dump_header h, own = header_of(session);
-    const char *in = bytes;
-    if (n < sizeof h) return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, a header has %zu", n, sizeof h);
-    memcpy(&h, in, sizeof h), in += sizeof h;
-    if (h.page_bytes != own.page_bytes || h.state_bytes != own.state_bytes || h.V != own.V)
-        return q35_fail(status, Q35_FORMAT, "session dump: made by a model of another shape or kv_dtype");
-    if (h.position > session->context)
-        return q35_fail(status, Q35_CONTEXT, "session dump: %zu tokens, the session's context is %zu",
-                        (size_t)h.position, session->context);
-    if (h.pages != (h.position + Q35_PAGE - 1) / Q35_PAGE || n != bytes_of(&h))
-        return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, its header asks for %zu", n, bytes_of(&h));
-    const int32_t *ids = (const int32_t *)in;
-    for (size_t t = 0; t < h.position; t++) {
+/* What a dump must satisfy before anything of it is used. */
+static int check_dump(const qwen35_session *session, const dump_header *h, const char *ids,
+                      size_t n, qwen35_status *status) {
+    dump_header own = header_of(session);
+    if (h->page_bytes != own.page_bytes || h->state_bytes != own.state_bytes || h->V != own.V)
+        return q35_fail(status, Q35_FORMAT,
+                        "session dump: made by a model of another shape or kv_dtype");
+    if (h->position > session->context)
+        return q35_fail(status, Q35_CONTEXT,
+                        "session dump: %zu tokens, the session's context is %zu",
+                        (size_t)h->position, session->context);
+    if (h->pages != (h->position + Q35_PAGE - 1) / Q35_PAGE || n != bytes_of(h))
+        return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, its header asks for %zu", n,
+                        bytes_of(h));
+    for (size_t t = 0; t < h->position; t++) {
         int32_t id;
-        memcpy(&id, ids + t, sizeof id);
-        if (id < 0 || (uint64_t)id >= h.V)
-            return q35_fail(status, Q35_FORMAT, "session dump: token %zu is %d, expected 0 <= id < %zu", t, (int)id,
-                            (size_t)h.V);
+        get(&id, &ids, sizeof id);
+        if (id < 0 || (uint64_t)id >= h->V)
+            return q35_fail(status, Q35_FORMAT,
+                            "session dump: token %zu is %d, expected 0 <= id < %zu", t, (int)id,
+                            (size_t)h->V);
     }
+    return Q35_OK;
+}
+
+int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n,
+                          qwen35_status *status) {
+    dump_header h;
+    const char *in = bytes;
+    if (n < sizeof h)
+        return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, a header has %zu", n,
+                        sizeof h);
+    get(&h, &in, sizeof h);
+    if (check_dump(session, &h, in, n, status)) return status->code;
     /* Pages that others share must not be written into: start from none. */
     q35_cache fresh;
     if (q35_cache_init(&fresh, session->cache.shape, status)) return status->code;
@@ -303,11 +342,10 @@ int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n, 
     }
     q35_cache_free(&session->cache);
     session->cache = fresh;
-    if (h.position) memcpy(session->ids, in, h.position * sizeof(int32_t));
-    in += h.position * sizeof(int32_t);
-    memcpy(session->logits, in, h.V * sizeof(float)), in += h.V * sizeof(float);
-    memcpy(session->cache.state, in, h.state_bytes), in += h.state_bytes;
-    for (size_t i = 0; i < h.pages; i++, in += h.page_bytes) memcpy(session->cache.pages[i]->data, in, h.page_bytes);
+    get(session->ids, &in, h.position * sizeof(int32_t));
+    get(session->logits, &in, h.V * sizeof(float));
+    get(session->cache.state, &in, h.state_bytes);
+    for (size_t i = 0; i < h.pages; i++) get(session->cache.pages[i]->data, &in, h.page_bytes);
     session->cache.position = h.position;
     session->cache.rope_next = h.rope_next;
     session->has_logits = h.has_logits != 0;

@@ -1,13 +1,15 @@
 /* threads.c: OpenMP seen as one function. No other file knows OpenMP.
  *
- * q35_parallel -> every worker takes the next index from a shared counter until none is left -> barrier.
- * Taking tasks one by one costs an atomic add each and evens out cores that are slowed by neighbours. */
+ * q35_parallel -> every worker takes the next index from a shared counter until none is left ->
+ * barrier. Taking tasks one by one costs an atomic add each and evens out cores that are slowed by
+ * neighbours. */
 #include "threads.h"
 
 #include <time.h>
 
 #define POLL_S 0.02
-#define LONE_WORK ((size_t)128 << 10) /* multiply-adds: about 5 us of one core, the price of a wake-up */
+#define LONE_WORK \
+    ((size_t)128 << 10) /* multiply-adds: about 5 us of one core, the price of a wake-up */
 
 double q35_monotonic_s(void) {
     struct timespec now;
@@ -31,8 +33,8 @@ static void maybe_poll(q35_team *team) {
     team->next_poll_s = q35_monotonic_s() + POLL_S;
 }
 
-static void take_tasks(q35_team *team, atomic_size_t *next, size_t n_tasks, q35_task *task, void *arg,
-                       int worker) {
+static void take_tasks(q35_team *team, atomic_size_t *next, size_t n_tasks, q35_task *task,
+                       void *arg, int worker) {
     while (!atomic_load_explicit(&team->cancelled, memory_order_relaxed)) {
         size_t index = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
         if (index >= n_tasks) break;

@@ -1,4 +1,5 @@
-/* One team per forward call: tasks are handed out one by one, the calling thread polls between its own. */
+/* One team per forward call: tasks are handed out one by one, the calling thread polls between its
+ * own. */
 #ifndef Q35_THREADS_H
 #define Q35_THREADS_H
 
@@ -8,7 +9,8 @@
 
 typedef struct q35_team {
     int threads;
-    int (*poll)(void *arg); /* called by the calling thread every POLL_MS; nonzero stops the team; may be NULL */
+    int (*poll)(void *arg); /* called by the calling thread every POLL_MS; nonzero stops the team;
+                               may be NULL */
     void *poll_arg;
     double next_poll_s; /* on the monotonic clock */
     atomic_int cancelled;
@@ -19,9 +21,10 @@ typedef void q35_task(void *arg, size_t index, int worker);
 
 void q35_team_init(q35_team *team, int threads, int (*poll)(void *), void *poll_arg);
 
-/* Runs task(arg, 0 .. n_tasks-1) over the team and waits. `work` is roughly the multiply-adds of one task: where all of
-   them together are done sooner than other threads wake, the caller does them alone. Once cancelled, the remaining
-   tasks are skipped; then the result is nonzero, and what the tasks write is incomplete. */
+/* Runs task(arg, 0 .. n_tasks-1) over the team and waits. `work` is roughly the multiply-adds of
+   one task: where all of them together are done sooner than other threads wake, the caller does
+   them alone. Once cancelled, the remaining tasks are skipped; then the result is nonzero, and what
+   the tasks write is incomplete. */
 int q35_parallel(q35_team *team, size_t n_tasks, size_t work, q35_task *task, void *arg);
 
 double q35_monotonic_s(void);

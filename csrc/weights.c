@@ -1,7 +1,8 @@
 /* weights.c: the table of expected tensors, and the one place that knows checkpoint names.
  *
- * table -> name and shape for this geometry -> lookup -> pointer kept (matrices) or f32 copy (vectors).
- * Matrices stay where the file is mapped; vectors are small and are stored as the formulae use them. */
+ * table -> name and shape for this geometry -> lookup -> pointer kept (matrices) or f32 copy
+ * (vectors). Matrices stay where the file is mapped; vectors are small and are stored as the
+ * formulae use them. */
 #include "weights.h"
 
 #include <math.h>
@@ -107,14 +108,17 @@ static int visit_rules(const qwen35_geometry *g, const rule *rules, size_t n, co
 
 #define COUNT(rules) (sizeof(rules) / sizeof(rules)[0])
 
-/* Every expected tensor in file order. `weights` may be NULL where only names and shapes are wanted. */
+/* Every expected tensor in file order. `weights` may be NULL where only names and shapes are
+ * wanted. */
 static int visit_all(const qwen35_geometry *g, q35_weights *weights, visitor *visit, void *arg) {
-    int stop = visit_rules(g, global_rules, COUNT(global_rules) - (g->tied ? 1 : 0), "", weights, visit, arg);
+    int stop = visit_rules(g, global_rules, COUNT(global_rules) - (g->tied ? 1 : 0), "", weights,
+                           visit, arg);
     for (size_t l = 0; l < g->L && !stop; l++) {
         void *layer = weights ? &weights->layers[l] : NULL;
         char prefix[MAX_NAME];
         snprintf(prefix, sizeof prefix, ROOT "layers.%zu.", l);
-        stop = visit_rules(g, every_layer_rules, COUNT(every_layer_rules), prefix, layer, visit, arg);
+        stop =
+            visit_rules(g, every_layer_rules, COUNT(every_layer_rules), prefix, layer, visit, arg);
         if (stop) break;
         stop = g->kinds[l] == QWEN35_FULL
                    ? visit_rules(g, full_rules, COUNT(full_rules), prefix, layer, visit, arg)
@@ -177,12 +181,13 @@ static int bind_one(void *arg, const expected *tensor) {
     int same = given.rank == tensor->rank;
     for (int i = 0; same && i < given.rank; i++) same = given.shape[i] == tensor->shape[i];
     if (!same)
-        return q35_fail(b->status, Q35_FORMAT, "tensor %s: shape differs from what config.json asks for",
-                        tensor->name);
+        return q35_fail(b->status, Q35_FORMAT,
+                        "tensor %s: shape differs from what config.json asks for", tensor->name);
     b->given_bytes += tensor->count * q35_dtype_bytes(given.dtype);
     void *field = (char *)tensor->owner + tensor->rule->offset;
     if (tensor->rule->treatment == MATRIX) {
-        *(q35_matrix *)field = (q35_matrix){given.data, given.dtype, given.shape[0], given.shape[1]};
+        *(q35_matrix *)field =
+            (q35_matrix){given.data, given.dtype, given.shape[0], given.shape[1]};
         return 0;
     }
     *(float **)field = b->next;

@@ -20,9 +20,9 @@ typedef struct q35_layer {
     float *q_norm, *k_norm; /* [Dh] 1 + w */
     /* QWEN35_LINEAR */
     q35_matrix qkv, z, b, a, out; /* [2 Hk Dk + Hv Dv, D], [Hv Dv, D], [Hv, D] x 2, [D, Hv Dv] */
-    float *conv;                  /* [K, 2 Hk Dk + Hv Dv]: taps outermost, so that channels are a vector */
-    float *A, *dt_bias;           /* [Hv] -exp(A_log), and the bias of softplus */
-    float *gated_norm;            /* [Dv] w, without the 1 */
+    float *conv;        /* [K, 2 Hk Dk + Hv Dv]: taps outermost, so that channels are a vector */
+    float *A, *dt_bias; /* [Hv] -exp(A_log), and the bias of softplus */
+    float *gated_norm;  /* [Dv] w, without the 1 */
 } q35_layer;
 
 typedef struct q35_weights {
@@ -34,7 +34,8 @@ typedef struct q35_weights {
 } q35_weights;
 
 /* Binds every tensor or fails naming the first that is missing or has another shape. */
-int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg, qwen35_status *status);
+int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
+                     void *arg, qwen35_status *status);
 void q35_weights_free(q35_weights *weights);
 
 #endif

@@ -14,7 +14,7 @@ TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define LANES 16
 #define DOT_ROWS 6 /* 6 x 4 sums + 4 tokens + 1 row = 29 registers */
 #define DOT_TOKENS 4
-#define MIX_TOKENS 4 /* 4 x 4 sums + 4 rows + 1 weight = 21 registers; a head of 256 is 4 such tiles */
+#define MIX_TOKENS 4 /* 4 x 4 sums + 4 rows + 1 weight = 21 registers */
 #define MIX_VECTORS 4
 
 #include "elementwise.inl"

@@ -1,7 +1,9 @@
-/* elementwise.inl: the kernels that are plain loops. Included once by each target, whose compiler flags decide how the
- * loops become vector instructions. The includer defines NAME(op), the target's own name of a function.
+/* elementwise.inl: the kernels that are plain loops. Included once by each target, whose compiler
+ * flags decide how the loops become vector instructions. The includer defines NAME(op), the
+ * target's own name of a function.
  *
- * Sums run over 16 independent lanes, so that a compiler may vectorize them without being allowed to reorder. */
+ * Sums run over 16 independent lanes, so that a compiler may vectorize them without being allowed
+ * to reorder. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -22,12 +24,13 @@ static inline uint32_t float_to_bits(float value) {
     return bits;
 }
 
-/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of degree 7
-   (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of
+   degree 7 (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
 static inline float exp_f32(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
+    const float magic =
+        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
     float t = x * 1.44269504f + magic;
     float n = t - magic;
     float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -76,9 +79,10 @@ static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_
     for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
 }
 
-/* Channels in pieces that fit registers: the piece is summed over the taps before y, which may be a tap, is written. */
-static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw, size_t K,
-                            size_t n) {
+/* Channels in pieces that fit registers: the piece is summed over the taps before y, which may be a
+ * tap, is written. */
+static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw,
+                            size_t K, size_t n) {
     enum { PIECE = 32 };
     for (size_t c = 0; c < n; c += PIECE) {
         float sum[PIECE] = {0};
@@ -138,7 +142,8 @@ static void NAME(narrow_bf16)(void *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint32_t bits = float_to_bits(x[i]);
         uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        int is_nan = (bits & 0x7fffffffu) > 0x7f800000u; /* rounding up would turn some NaN into infinity */
+        int is_nan =
+            (bits & 0x7fffffffu) > 0x7f800000u; /* rounding up would turn some NaN into infinity */
         h[i] = (uint16_t)(is_nan ? (bits >> 16) | 0x40u : rounded);
     }
 }
@@ -158,7 +163,8 @@ static inline uint16_t float_to_half(float value) {
     bits &= 0x7fffffffu;
     if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((bits >> 13) & 0x1ffu));
     if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more */
-    if (bits < 0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded magnitude in the low bits */
+    if (bits <
+        0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded magnitude in the low bits */
         float shifted = bits_to_float(bits) + 0.5f;
         return (uint16_t)(sign | (float_to_bits(shifted) - 0x3f000000u));
     }
@@ -177,9 +183,9 @@ static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
 }
 
 /* The table's members that every target fills the same way. */
-#define ELEMENTWISE_MEMBERS                                                                         \
-    .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                              \
-    .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)},                              \
-    .rms_norm = NAME(rms_norm), .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul),               \
-    .sigmoid_mul = NAME(sigmoid_mul), .conv_silu = NAME(conv_silu),                                 \
-    .softmax_step = NAME(softmax_step), .scale = NAME(scale), .exp = NAME(exp)
+#define ELEMENTWISE_MEMBERS                                                                        \
+    .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                             \
+    .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)}, .rms_norm = NAME(rms_norm), \
+    .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul),        \
+    .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .scale = NAME(scale),        \
+    .exp = NAME(exp)

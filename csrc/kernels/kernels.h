@@ -1,11 +1,12 @@
 /* kernels.h: the contract every target fulfils.
  *
- * A kernel is single-threaded, allocates nothing, keeps no state, and reads and writes exactly the elements its shapes
- * name: any size from 1 up, any row stride not smaller than the row. Strides (ld*) count elements. Storage types are
- * f32, f16 or bf16; all arithmetic is f32.
+ * A kernel is single-threaded, allocates nothing, keeps no state, and reads and writes exactly the
+ * elements its shapes name: any size from 1 up, any row stride not smaller than the row. Strides
+ * (ld*) count elements. Storage types are f32, f16 or bf16; all arithmetic is f32.
  *
- * Bit-identity: a result depends on the inputs of its own row and token alone, never on how many rows or tokens share
- * the call. Prefill split anywhere, decode and batches thus give the same bits on one target. */
+ * Bit-identity: a result depends on the inputs of its own row and token alone, never on how many
+ * rows or tokens share the call. Prefill split anywhere, decode and batches thus give the same bits
+ * on one target. */
 #ifndef Q35_KERNELS_H
 #define Q35_KERNELS_H
 
@@ -13,8 +14,9 @@
 
 #include "../formats.h"
 
-/* Columns of the value dimension that one delta call handles: two AVX-512 registers. The recurrent state is stored in
-   such column blocks, so that a block of 128 rows stays in the first-level cache. */
+/* Columns of the value dimension that one delta call handles: two AVX-512 registers. The recurrent
+   state is stored in such column blocks, so that a block of 128 rows stays in the first-level
+   cache. */
 #define Q35_DELTA_COLS 32
 
 /* y[i] = (float)x[i] */
@@ -22,25 +24,28 @@ typedef void q35_expand_fn(float *y, const void *x, size_t n);
 /* y[i] = (storage)x[i], rounded to nearest even */
 typedef void q35_narrow_fn(void *y, const float *x, size_t n);
 
-/* y[t, r] = (add ? y[t, r] : 0) + sum_k w[r, k] x[t, k]        w [rows, n], x [tokens, n] f32, y [tokens, rows] f32 */
+/* y[t, r] = (add ? y[t, r] : 0) + sum_k w[r, k] x[t, k]        w [rows, n], x [tokens, n] f32, y
+ * [tokens, rows] f32 */
 typedef void q35_dot_fn(float *y, size_t ldy, const void *w, size_t ldw, const float *x, size_t ldx,
                         size_t rows, size_t tokens, size_t n, int add);
 
-/* y[t, j] += sum_s p[t, s] v[s, j]        p [tokens, positions] f32, v [positions, n], y [tokens, n] f32 */
+/* y[t, j] += sum_s p[t, s] v[s, j]        p [tokens, positions] f32, v [positions, n], y [tokens,
+ * n] f32 */
 typedef void q35_mix_fn(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t ldv,
                         size_t tokens, size_t positions, size_t n);
 
 /* One column block of one head's gated delta rule (arXiv 2412.06464), token after token:
  *   S <- decay_t S;  d = beta_t (v_t - S^T k_t);  S <- S + k_t d^T;  out_t = S^T q_t
- * state [Dk, cols] f32 without gaps, cols <= Q35_DELTA_COLS; q, k [tokens, Dk]; v, out [tokens, cols];
- * decay, beta [tokens]. out may be v: a token's v is read before its out is written. */
+ * state [Dk, cols] f32 without gaps, cols <= Q35_DELTA_COLS; q, k [tokens, Dk]; v, out [tokens,
+ * cols]; decay, beta [tokens]. out may be v: a token's v is read before its out is written. */
 typedef void q35_delta_fn(float *out, size_t ldo, float *state, const float *q, const float *k,
                           size_t ldqk, const float *v, size_t ldv, const float *decay,
                           const float *beta, size_t tokens, size_t Dk, size_t cols);
 
 typedef struct q35_kernels {
     const char *name;
-    /* From this many tokens on OpenBLAS multiplies faster than `dot` of this target; 0: never. Measured. */
+    /* From this many tokens on OpenBLAS multiplies faster than `dot` of this target; 0: never.
+     * Measured. */
     size_t blas_tokens;
     q35_expand_fn *expand[Q35_DTYPES];
     q35_narrow_fn *narrow[Q35_DTYPES];
@@ -59,8 +64,8 @@ typedef struct q35_kernels {
     /* y[c] = silu(sum_j w[j * ldw + c] * taps[j][c]), j < K        y may be any of the taps */
     void (*conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw, size_t K,
                       size_t n);
-    /* One step of online softmax over n scores: returns the new running maximum m' = max(m, max(s)), replaces s by
-       exp(s - m') and stores their sum. */
+    /* One step of online softmax over n scores: returns the new running maximum m' = max(m,
+       max(s)), replaces s by exp(s - m') and stores their sum. */
     float (*softmax_step)(float *s, size_t n, float m, float *sum);
     /* x <- a x */
     void (*scale)(float *x, float a, size_t n);

@@ -1,16 +1,17 @@
 /* simd.inl: dot, mix and delta, written once for every vector width.
  *
  * The including target defines NAME(op), LANES, the vector type V and
- *   vzero() vset(a) vload(p) vload_n(p, n) vstore(p, v) vstore_n(p, v, n)      n < LANES: the rest reads as 0
- *   vfma(a, b, c) = a b + c, vmul, vsub, vsum(v)
- *   vload_as(w, i, dtype), vload_as_n(w, i, n, dtype): elements i.. of storage w as f32
- * and the register tiles DOT_ROWS x DOT_TOKENS and MIX_TOKENS x MIX_VECTORS that fill its register file. */
+ *   vzero() vset(a) vload(p) vload_n(p, n) vstore(p, v) vstore_n(p, v, n)      n < LANES: the rest
+ * reads as 0 vfma(a, b, c) = a b + c, vmul, vsub, vsum(v) vload_as(w, i, dtype), vload_as_n(w, i,
+ * n, dtype): elements i.. of storage w as f32 and the register tiles DOT_ROWS x DOT_TOKENS and
+ * MIX_TOKENS x MIX_VECTORS that fill its register file. */
 #define ALWAYS static inline __attribute__((always_inline))
 
 /* ---- dot: R rows of w against T tokens, all products of a tile kept in registers ---- */
 
 ALWAYS void dot_tile(float *y, size_t ldy, const void *w, size_t w0, size_t ldw, const float *x,
-                     size_t ldx, size_t n, int add, const q35_dtype dtype, const int R, const int T) {
+                     size_t ldx, size_t n, int add, const q35_dtype dtype, const int R,
+                     const int T) {
     V acc[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = vzero();
@@ -50,13 +51,15 @@ ALWAYS void dot_any(float *y, size_t ldy, const void *w, size_t ldw, const float
     size_t t = 0;
     for (; t + DOT_TOKENS <= tokens; t += DOT_TOKENS)
         dot_rows(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, rows, n, add, dtype, DOT_TOKENS);
-    for (; t < tokens; t++) dot_rows(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, rows, n, add, dtype, 1);
+    for (; t < tokens; t++)
+        dot_rows(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, rows, n, add, dtype, 1);
 }
 
 /* ---- mix: MIX_TOKENS rows of y in registers while the positions go by ---- */
 
 ALWAYS void mix_tile(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t v0,
-                     size_t ldv, size_t positions, const q35_dtype dtype, const int T, const int C) {
+                     size_t ldv, size_t positions, const q35_dtype dtype, const int T,
+                     const int C) {
     V acc[MIX_TOKENS][MIX_VECTORS];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c++) acc[t][c] = vload(y + (size_t)t * ldy + c * LANES);
@@ -72,8 +75,8 @@ ALWAYS void mix_tile(float *y, size_t ldy, const float *p, size_t ldp, const voi
         for (int c = 0; c < C; c++) vstore(y + (size_t)t * ldy + c * LANES, acc[t][c]);
 }
 
-ALWAYS void mix_tail(float *y, const float *p, const void *v, size_t v0, size_t ldv, size_t positions,
-                     size_t n, const q35_dtype dtype) {
+ALWAYS void mix_tail(float *y, const float *p, const void *v, size_t v0, size_t ldv,
+                     size_t positions, size_t n, const q35_dtype dtype) {
     V acc = vload_n(y, n);
     for (size_t s = 0; s < positions; s++)
         acc = vfma(vset(p[s]), vload_as_n(v, v0 + s * ldv, n, dtype), acc);
@@ -85,10 +88,12 @@ ALWAYS void mix_rows(float *y, size_t ldy, const float *p, size_t ldp, const voi
     size_t j = 0;
     for (; j + MIX_VECTORS * LANES <= n; j += MIX_VECTORS * LANES)
         mix_tile(y + j, ldy, p, ldp, v, j, ldv, positions, dtype, T, MIX_VECTORS);
-    for (; j + LANES <= n; j += LANES) mix_tile(y + j, ldy, p, ldp, v, j, ldv, positions, dtype, T, 1);
+    for (; j + LANES <= n; j += LANES)
+        mix_tile(y + j, ldy, p, ldp, v, j, ldv, positions, dtype, T, 1);
     if (j < n)
         for (int t = 0; t < T; t++)
-            mix_tail(y + (size_t)t * ldy + j, p + (size_t)t * ldp, v, j, ldv, positions, n - j, dtype);
+            mix_tail(y + (size_t)t * ldy + j, p + (size_t)t * ldp, v, j, ldv, positions, n - j,
+                     dtype);
 }
 
 ALWAYS void mix_any(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t ldv,
@@ -96,17 +101,18 @@ ALWAYS void mix_any(float *y, size_t ldy, const float *p, size_t ldp, const void
     size_t t = 0;
     for (; t + MIX_TOKENS <= tokens; t += MIX_TOKENS)
         mix_rows(y + t * ldy, ldy, p + t * ldp, ldp, v, ldv, positions, n, dtype, MIX_TOKENS);
-    for (; t < tokens; t++) mix_rows(y + t * ldy, ldy, p + t * ldp, ldp, v, ldv, positions, n, dtype, 1);
+    for (; t < tokens; t++)
+        mix_rows(y + t * ldy, ldy, p + t * ldp, ldp, v, ldv, positions, n, dtype, 1);
 }
 
-#define TYPED(type, dtype)                                                                          \
-    static void NAME(dot_##type)(float *y, size_t ldy, const void *w, size_t ldw, const float *x,   \
-                                 size_t ldx, size_t rows, size_t tokens, size_t n, int add) {       \
-        dot_any(y, ldy, w, ldw, x, ldx, rows, tokens, n, add, dtype);                               \
-    }                                                                                               \
-    static void NAME(mix_##type)(float *y, size_t ldy, const float *p, size_t ldp, const void *v,   \
-                                 size_t ldv, size_t tokens, size_t positions, size_t n) {           \
-        mix_any(y, ldy, p, ldp, v, ldv, tokens, positions, n, dtype);                               \
+#define TYPED(type, dtype)                                                                        \
+    static void NAME(dot_##type)(float *y, size_t ldy, const void *w, size_t ldw, const float *x, \
+                                 size_t ldx, size_t rows, size_t tokens, size_t n, int add) {     \
+        dot_any(y, ldy, w, ldw, x, ldx, rows, tokens, n, add, dtype);                             \
+    }                                                                                             \
+    static void NAME(mix_##type)(float *y, size_t ldy, const float *p, size_t ldp, const void *v, \
+                                 size_t ldv, size_t tokens, size_t positions, size_t n) {         \
+        mix_any(y, ldy, p, ldp, v, ldv, tokens, positions, n, dtype);                             \
     }
 TYPED(f32, Q35_F32)
 TYPED(f16, Q35_F16)
@@ -114,16 +120,19 @@ TYPED(bf16, Q35_BF16)
 
 /* ---- delta ---- */
 
-/* C vectors of columns, the last of them `tail` wide (0: full). Two sets of sums, even and odd rows, hide the latency
-   of the multiply-adds. */
-ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const float *q, const float *k,
-                       size_t ldqk, const float *v, size_t ldv, const float *decay, const float *beta,
-                       size_t tokens, size_t Dk, const int C, const size_t tail) {
+/* C vectors of columns, the last of them `tail` wide (0: full). Two sets of sums, even and odd
+   rows, hide the latency of the multiply-adds. */
+ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const float *q,
+                       const float *k, size_t ldqk, const float *v, size_t ldv, const float *decay,
+                       const float *beta, size_t tokens, size_t Dk, const int C,
+                       const size_t tail) {
 #define LOAD_COLS(p, c) (tail ? vload_n((p) + (c) * LANES, tail) : vload((p) + (c) * LANES))
-#define STORE_COLS(p, c, x) (tail ? vstore_n((p) + (c) * LANES, x, tail) : vstore((p) + (c) * LANES, x))
+#define STORE_COLS(p, c, x) \
+    (tail ? vstore_n((p) + (c) * LANES, x, tail) : vstore((p) + (c) * LANES, x))
     for (size_t t = 0; t < tokens; t++) {
         const float *qt = q + t * ldqk, *kt = k + t * ldqk;
-        V read_k[2][Q35_DELTA_COLS / LANES], read_q[2][Q35_DELTA_COLS / LANES], d[Q35_DELTA_COLS / LANES];
+        V read_k[2][Q35_DELTA_COLS / LANES], read_q[2][Q35_DELTA_COLS / LANES],
+            d[Q35_DELTA_COLS / LANES];
         for (int c = 0; c < C; c++)
             read_k[0][c] = read_k[1][c] = read_q[0][c] = read_q[1][c] = vzero();
         size_t i = 0;
@@ -145,13 +154,15 @@ ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const f
             }
         }
         V kq_lanes = vzero();
-        for (i = 0; i + LANES <= Dk; i += LANES) kq_lanes = vfma(vload(kt + i), vload(qt + i), kq_lanes);
+        for (i = 0; i + LANES <= Dk; i += LANES)
+            kq_lanes = vfma(vload(kt + i), vload(qt + i), kq_lanes);
         if (i < Dk) kq_lanes = vfma(vload_n(kt + i, Dk - i), vload_n(qt + i, Dk - i), kq_lanes);
         V kq = vset(vsum(kq_lanes)), decay_t = vset(decay[t]), beta_t = vset(beta[t]);
         for (int c = 0; c < C; c++) {
             V rk = vadd(read_k[0][c], read_k[1][c]), rq = vadd(read_q[0][c], read_q[1][c]);
             d[c] = vmul(beta_t, vsub(LOAD_COLS(v + t * ldv, c), vmul(decay_t, rk)));
-            /* S^T q after the update = decay S^T q + (k . q) d: the state is read once for both products */
+            /* S^T q after the update = decay S^T q + (k . q) d: the state is read once for both
+             * products */
             STORE_COLS(out + t * ldo, c, vfma(kq, d[c], vmul(decay_t, rq)));
         }
         for (i = 0; i < Dk; i++) {
@@ -166,9 +177,9 @@ ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const f
 #undef STORE_COLS
 }
 
-static void NAME(delta)(float *out, size_t ldo, float *state, const float *q, const float *k, size_t ldqk,
-                        const float *v, size_t ldv, const float *decay, const float *beta, size_t tokens,
-                        size_t Dk, size_t cols) {
+static void NAME(delta)(float *out, size_t ldo, float *state, const float *q, const float *k,
+                        size_t ldqk, const float *v, size_t ldv, const float *decay,
+                        const float *beta, size_t tokens, size_t Dk, size_t cols) {
     if (cols == Q35_DELTA_COLS) {
         delta_cols(out, ldo, state, cols, q, k, ldqk, v, ldv, decay, beta, tokens, Dk,
                    Q35_DELTA_COLS / LANES, 0);
@@ -177,12 +188,13 @@ static void NAME(delta)(float *out, size_t ldo, float *state, const float *q, co
     /* Columns are independent: a narrow block goes one vector at a time. */
     size_t j = 0;
     for (; j + LANES <= cols; j += LANES)
-        delta_cols(out + j, ldo, state + j, cols, q, k, ldqk, v + j, ldv, decay, beta, tokens, Dk, 1, 0);
+        delta_cols(out + j, ldo, state + j, cols, q, k, ldqk, v + j, ldv, decay, beta, tokens, Dk,
+                   1, 0);
     if (j < cols)
-        delta_cols(out + j, ldo, state + j, cols, q, k, ldqk, v + j, ldv, decay, beta, tokens, Dk, 1,
-                   cols - j);
+        delta_cols(out + j, ldo, state + j, cols, q, k, ldqk, v + j, ldv, decay, beta, tokens, Dk,
+                   1, cols - j);
 }
 
-#define SIMD_MEMBERS                                                                                \
-    .dot = {NAME(dot_f32), NAME(dot_f16), NAME(dot_bf16)},                                          \
+#define SIMD_MEMBERS                                       \
+    .dot = {NAME(dot_f32), NAME(dot_f16), NAME(dot_bf16)}, \
     .mix = {NAME(mix_f32), NAME(mix_f16), NAME(mix_bf16)}, .delta = NAME(delta)

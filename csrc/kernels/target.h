@@ -1,5 +1,6 @@
-/* target.h: compile what stands between the two marks for an instruction set that the rest of the file, and the
- * machine that builds it, need not have. Include every system header before TARGET_BEGIN. */
+/* target.h: compile what stands between the two marks for an instruction set that the rest of the
+ * file, and the machine that builds it, need not have. Include every system header before
+ * TARGET_BEGIN. */
 #ifndef Q35_TARGET_H
 #define Q35_TARGET_H
 

@@ -42,7 +42,9 @@ static int get_kinds(PyObject *geometry, qwen35_geometry *g, uint8_t **kinds) {
         if (!name) break;
         (*kinds)[l] = strcmp(name, "full_attention") == 0 ? QWEN35_FULL : QWEN35_LINEAR;
         if ((*kinds)[l] == QWEN35_LINEAR && strcmp(name, "linear_attention") != 0)
-            PyErr_Format(PyExc_ValueError, "layer_types[%zu]: '%s' is neither full_attention nor linear_attention", l, name);
+            PyErr_Format(PyExc_ValueError,
+                         "layer_types[%zu]: '%s' is neither full_attention nor linear_attention", l,
+                         name);
         if (PyErr_Occurred()) break;
     }
     Py_DECREF(list);
@@ -147,7 +149,8 @@ typedef struct tensor_source {
     PyObject *mapping, *arrays; /* where to look; where found arrays are kept */
 } tensor_source;
 
-/* Gives C the bytes of one array, or fails with an exception set where the array is not what C can read. */
+/* Gives C the bytes of one array, or fails with an exception set where the array is not what C can
+ * read. */
 static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     tensor_source *source = arg;
     PyObject *item = PyMapping_GetItemString(source->mapping, name);
@@ -161,12 +164,17 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     PyArrayObject *array = (PyArrayObject *)item;
     int type = PyArray_Check(item) ? PyArray_TYPE(array) : NPY_NOTYPE;
     if (type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) {
-        PyErr_Format(PyExc_TypeError, "tensor %s: expected an array of float32, float16, or bfloat16 seen as uint16", name);
+        PyErr_Format(PyExc_TypeError,
+                     "tensor %s: expected an array of float32, float16, or bfloat16 seen as uint16",
+                     name);
         return 1;
     }
-    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array) ||
-        PyArray_NDIM(array) > 4) {
-        PyErr_Format(PyExc_ValueError, "tensor %s: expected a C-contiguous, aligned, native array of at most 4 dimensions", name);
+    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array) ||
+        !PyArray_ISNOTSWAPPED(array) || PyArray_NDIM(array) > 4) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "tensor %s: expected a C-contiguous, aligned, native array of at most 4 dimensions",
+            name);
         return 1;
     }
     tensor->data = PyArray_DATA(array);
@@ -176,16 +184,16 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     return 0;
 }
 
-PyDoc_STRVAR(model_doc,
-             "Model(geometry, tensors, *, threads=1, kv_dtype='float16')\n\n"
-             "Weights bound to names. Immutable; shared by threads and sessions.");
+PyDoc_STRVAR(model_doc, "Model(geometry, tensors, *, threads=1, kv_dtype='float16')\n\n"
+                        "Weights bound to names. Immutable; shared by threads and sessions.");
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", NULL};
     PyObject *geometry, *tensors;
     int threads = 1;
     const char *kv_name = "float16";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$is:Model", names, &geometry, &tensors, &threads, &kv_name))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$is:Model", names, &geometry, &tensors,
+                                     &threads, &kv_name))
         return NULL;
     q35_dtype kv_dtype;
     if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
@@ -215,7 +223,8 @@ static int model_traverse(ModelObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
-/* No tp_clear: the arrays must live as long as the model that reads them, and they cannot refer back to it. */
+/* No tp_clear: the arrays must live as long as the model that reads them, and they cannot refer
+ * back to it. */
 static void model_dealloc(ModelObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
@@ -230,18 +239,20 @@ static PyObject *model_threads(ModelObject *self, void *closure) {
     return PyLong_FromLong(qwen35_model_threads(self->model));
 }
 
-PyDoc_STRVAR(memory_doc, "memory() -> dict[str, int]\n\nBytes of weights, owned vectors, K/V per token, state of one session, scratch.");
+PyDoc_STRVAR(memory_doc, "memory() -> dict[str, int]\n\nBytes of weights, owned vectors, K/V per "
+                         "token, state of one session, scratch.");
 
 static PyObject *model_memory(ModelObject *self, PyObject *ignored) {
     (void)ignored;
     qwen35_memory m;
     qwen35_model_memory(self->model, &m);
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "weights", (Py_ssize_t)m.weights, "owned", (Py_ssize_t)m.owned,
-                         "kv_per_token", (Py_ssize_t)m.kv_per_token, "state", (Py_ssize_t)m.state, "scratch",
-                         (Py_ssize_t)m.scratch);
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "weights", (Py_ssize_t)m.weights, "owned",
+                         (Py_ssize_t)m.owned, "kv_per_token", (Py_ssize_t)m.kv_per_token, "state",
+                         (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
 }
 
-PyDoc_STRVAR(session_doc, "session(context) -> Session\n\nA new timeline of at most `context` tokens.");
+PyDoc_STRVAR(session_doc,
+             "session(context) -> Session\n\nA new timeline of at most `context` tokens.");
 
 static PyObject *model_session(ModelObject *self, PyObject *argument) {
     size_t context = PyLong_AsSize_t(argument);
@@ -261,8 +272,12 @@ static PyGetSetDef model_getset[] = {
 };
 
 static PyType_Slot model_slots[] = {
-    {Py_tp_doc, (void *)model_doc},       {Py_tp_new, model_new},         {Py_tp_dealloc, model_dealloc},
-    {Py_tp_traverse, model_traverse},     {Py_tp_methods, model_methods}, {Py_tp_getset, model_getset},
+    {Py_tp_doc, (void *)model_doc},
+    {Py_tp_new, model_new},
+    {Py_tp_dealloc, model_dealloc},
+    {Py_tp_traverse, model_traverse},
+    {Py_tp_methods, model_methods},
+    {Py_tp_getset, model_getset},
     {0, NULL},
 };
 

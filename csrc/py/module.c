@@ -32,11 +32,13 @@ int q35_dtype_by_name(const char *name, q35_dtype *dtype) {
             return 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "kv_dtype='%s': expected 'float32', 'float16' or 'bfloat16'", name);
+    PyErr_Format(PyExc_ValueError, "kv_dtype='%s': expected 'float32', 'float16' or 'bfloat16'",
+                 name);
     return -1;
 }
 
-PyDoc_STRVAR(cpu_doc, "cpu() -> dict\n\nInstruction set in use and available, processor features, and the BLAS build.");
+PyDoc_STRVAR(cpu_doc, "cpu() -> dict\n\nInstruction set in use and available, processor features, "
+                      "and the BLAS build.");
 
 static PyObject *cpu(PyObject *module, PyObject *ignored) {
     (void)module, (void)ignored;
@@ -50,8 +52,8 @@ static PyObject *cpu(PyObject *module, PyObject *ignored) {
         Py_XDECREF(name);
         if (failed) goto done;
     }
-    result = Py_BuildValue("{s:s,s:O,s:O,s:s}", "isa", qwen35_target(), "available", available, "features", features,
-                           "blas", scipy_openblas_get_config());
+    result = Py_BuildValue("{s:s,s:O,s:O,s:s}", "isa", qwen35_target(), "available", available,
+                           "features", features, "blas", scipy_openblas_get_config());
 done:
     Py_XDECREF(available);
     Py_XDECREF(features);
@@ -61,20 +63,23 @@ done:
 static PyMethodDef functions[] = {
     {"cpu", cpu, METH_NOARGS, cpu_doc},
     {"expected_tensors", q35_expected_tensors, METH_O, q35_expected_tensors_doc},
-    {"sample", (PyCFunction)(void (*)(void))q35_py_sample, METH_VARARGS | METH_KEYWORDS, q35_sample_doc},
+    {"sample", (PyCFunction)(void (*)(void))q35_py_sample, METH_VARARGS | METH_KEYWORDS,
+     q35_sample_doc},
     {"kernels", q35_kernel_names, METH_NOARGS, q35_kernel_names_doc},
     {"run_kernel", q35_run_kernel, METH_VARARGS, q35_run_kernel_doc},
     {NULL, NULL, 0, NULL},
 };
 
-/* QWEN35_ISA names a target for tests; one that this machine lacks is an error, not a silent fallback. */
+/* QWEN35_ISA names a target for tests; one that this machine lacks is an error, not a silent
+ * fallback. */
 static int select_target(void) {
     const char *name = getenv("QWEN35_ISA");
     if (name && !*name) name = NULL;
     if (qwen35_select_target(name) == 0) return 0;
     PyObject *available = q35_kernel_names(NULL, NULL);
     if (available)
-        PyErr_Format(PyExc_ImportError, "QWEN35_ISA=%s: this machine can run %R; unset it to use the best", name,
+        PyErr_Format(PyExc_ImportError,
+                     "QWEN35_ISA=%s: this machine can run %R; unset it to use the best", name,
                      available);
     Py_XDECREF(available);
     return -1;
@@ -93,7 +98,9 @@ static int load_errors(module_state *state) {
     state->busy_error = PyObject_GetAttrString(errors, "BusyError");
     state->fork_error = PyObject_GetAttrString(errors, "ForkError");
     Py_DECREF(errors);
-    return state->format_error && state->context_error && state->busy_error && state->fork_error ? 0 : -1;
+    return state->format_error && state->context_error && state->busy_error && state->fork_error
+               ? 0
+               : -1;
 }
 
 static int module_exec(PyObject *module) {
@@ -146,18 +153,13 @@ static PyModuleDef_Slot slots[] = {
     {0, NULL},
 };
 
-PyDoc_STRVAR(module_doc, "The native core: tensors and tokens in, logits and tokens out. See csrc/MODEL.md.");
+PyDoc_STRVAR(module_doc,
+             "The native core: tensors and tokens in, logits and tokens out. See csrc/MODEL.md.");
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "qwen35._core",
-    .m_doc = module_doc,
-    .m_size = sizeof(module_state),
-    .m_methods = functions,
-    .m_slots = slots,
-    .m_traverse = module_traverse,
-    .m_clear = module_clear,
-    .m_free = module_free,
+    PyModuleDef_HEAD_INIT,          .m_name = "qwen35._core", .m_doc = module_doc,
+    .m_size = sizeof(module_state), .m_methods = functions,   .m_slots = slots,
+    .m_traverse = module_traverse,  .m_clear = module_clear,  .m_free = module_free,
 };
 
 PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

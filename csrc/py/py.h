@@ -21,21 +21,18 @@ typedef struct module_state {
 } module_state;
 
 typedef struct ModelObject {
-    PyObject_HEAD
-    qwen35_model *model;
+    PyObject_HEAD qwen35_model *model;
     PyObject *arrays; /* list: keeps the weights' memory alive */
 } ModelObject;
 
 typedef struct SessionObject {
-    PyObject_HEAD
-    qwen35_session *session;
+    PyObject_HEAD qwen35_session *session;
     PyObject *model;  /* ModelObject */
     atomic_flag busy; /* set while some thread computes with it */
 } SessionObject;
 
 typedef struct SnapshotObject {
-    PyObject_HEAD
-    qwen35_snapshot *snapshot;
+    PyObject_HEAD qwen35_snapshot *snapshot;
     PyObject *model; /* its pages have the model's layout */
 } SnapshotObject;
 
@@ -47,8 +44,8 @@ PyObject *q35_raise(module_state *state, const qwen35_status *status);
 int q35_session_enter(SessionObject *self);
 void q35_session_leave(SessionObject *self);
 
-/* Watches a computation from the thread that called Python: signals, cancellation, progress. The GIL is not held
-   while C computes, and is taken for each look. */
+/* Watches a computation from the thread that called Python: signals, cancellation, progress. The
+   GIL is not held while C computes, and is taken for each look. */
 typedef struct watch {
     PyThreadState *thread;
     atomic_int *cancel; /* may be NULL */
@@ -60,9 +57,11 @@ int q35_watch_poll(void *arg);
 int q35_watch_progress(void *arg, size_t done, size_t total);
 
 /* Appends with the GIL dropped. 0; -1 with an exception; 1 when cancelled through watch->cancel. */
-int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions, watch *watch, qwen35_append_options options);
+int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions,
+                       watch *watch, qwen35_append_options options);
 
-/* int32 [T], and int32 [3, T] or NULL for None: own copies, so that other threads may do what they like. */
+/* int32 [T], and int32 [3, T] or NULL for None: own copies, so that other threads may do what they
+ * like. */
 PyArrayObject *q35_ids_array(PyObject *object);
 int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions);
 
@@ -80,6 +79,7 @@ PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_kernel_names(PyObject *module, PyObject *ignored);
 PyObject *q35_run_kernel(PyObject *module, PyObject *args);
 
-extern const char q35_expected_tensors_doc[], q35_sample_doc[], q35_kernel_names_doc[], q35_run_kernel_doc[];
+extern const char q35_expected_tensors_doc[], q35_sample_doc[], q35_kernel_names_doc[],
+    q35_run_kernel_doc[];
 
 #endif

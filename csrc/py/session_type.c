@@ -1,4 +1,5 @@
-/* session_type.c: _core.Session and _core.Snapshot: one timeline and points in it, with the GIL dropped to compute. */
+/* session_type.c: _core.Session and _core.Snapshot: one timeline and points in it, with the GIL
+ * dropped to compute. */
 #include "py.h"
 
 /* ---- shared with stream_type.c ---- */
@@ -6,7 +7,8 @@
 int q35_session_enter(SessionObject *self) {
     if (!atomic_flag_test_and_set(&self->busy)) return 0;
     PyErr_SetString(q35_state_of((PyObject *)self)->busy_error,
-                    "another thread is using this session; give each thread its own (model.session(), session.fork())");
+                    "another thread is using this session; give each thread its own "
+                    "(model.session(), session.fork())");
     return -1;
 }
 
@@ -25,7 +27,8 @@ int q35_watch_progress(void *arg, size_t done, size_t total) {
     watch *w = arg;
     if (!w->progress) return 0;
     PyEval_RestoreThread(w->thread);
-    PyObject *result = PyObject_CallFunction(w->progress, "nn", (Py_ssize_t)done, (Py_ssize_t)total);
+    PyObject *result =
+        PyObject_CallFunction(w->progress, "nn", (Py_ssize_t)done, (Py_ssize_t)total);
     if (!result) w->raised = 1;
     Py_XDECREF(result);
     w->thread = PyEval_SaveThread();
@@ -33,17 +36,20 @@ int q35_watch_progress(void *arg, size_t done, size_t total) {
 }
 
 PyArrayObject *q35_ids_array(PyObject *object) {
-    return (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
+    return (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 1, 1,
+                                            NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
 }
 
 int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions) {
     *positions = NULL;
     if (object == NULL || object == Py_None) return 0;
-    *positions = (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
+    *positions = (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 2, 2,
+                                                  NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
     if (!*positions) return -1;
-    if (PyArray_DIM(*positions, 0) == 3 && PyArray_DIM(*positions, 1) == PyArray_SIZE(ids)) return 0;
-    PyErr_Format(PyExc_ValueError, "position_ids: shape [%zd, %zd], expected [3, %zd]", PyArray_DIM(*positions, 0),
-                 PyArray_DIM(*positions, 1), PyArray_SIZE(ids));
+    if (PyArray_DIM(*positions, 0) == 3 && PyArray_DIM(*positions, 1) == PyArray_SIZE(ids))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "position_ids: shape [%zd, %zd], expected [3, %zd]",
+                 PyArray_DIM(*positions, 0), PyArray_DIM(*positions, 1), PyArray_SIZE(ids));
     Py_CLEAR(*positions);
     return -1;
 }
@@ -56,7 +62,8 @@ int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *p
     options.progress = q35_watch_progress;
     options.arg = w;
     w->thread = PyEval_SaveThread();
-    qwen35_session_append(self->session, PyArray_DATA(ids), (size_t)PyArray_SIZE(ids), &options, &status);
+    qwen35_session_append(self->session, PyArray_DATA(ids), (size_t)PyArray_SIZE(ids), &options,
+                          &status);
     PyEval_RestoreThread(w->thread);
     if (w->raised) return -1;
     if (!status.code) return 0;
@@ -97,14 +104,15 @@ static void session_dealloc(SessionObject *self) {
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(prefill_doc,
-             "prefill(ids, *, position_ids=None, progress=None)\n\n"
-             "Append ids [T]. Interrupted, the session stands where the last whole chunk ended; `position` tells.");
+PyDoc_STRVAR(prefill_doc, "prefill(ids, *, position_ids=None, progress=None)\n\n"
+                          "Append ids [T]. Interrupted, the session stands where the last whole "
+                          "chunk ended; `position` tells.");
 
 static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"ids", "position_ids", "progress", NULL};
     PyObject *ids_object, *positions_object = NULL, *progress = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:prefill", names, &ids_object, &positions_object, &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:prefill", names, &ids_object,
+                                     &positions_object, &progress))
         return NULL;
     PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL;
     if (!ids || q35_positions_array(positions_object, ids, &positions) || q35_session_enter(self)) {
@@ -121,15 +129,19 @@ static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(logits_all_doc, "logits_all(ids, *, position_ids=None) -> float32 [T, V]\n\nAppend ids and return the logits after each.");
+PyDoc_STRVAR(logits_all_doc, "logits_all(ids, *, position_ids=None) -> float32 [T, V]\n\nAppend "
+                             "ids and return the logits after each.");
 
 static PyObject *session_logits_all(SessionObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"ids", "position_ids", NULL};
     PyObject *ids_object, *positions_object = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:logits_all", names, &ids_object, &positions_object)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:logits_all", names, &ids_object,
+                                     &positions_object))
+        return NULL;
     PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL, *logits = NULL;
     if (!ids || q35_positions_array(positions_object, ids, &positions)) goto done;
-    npy_intp shape[2] = {PyArray_SIZE(ids), (npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
+    npy_intp shape[2] = {PyArray_SIZE(ids),
+                         (npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
     logits = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     if (!logits) goto done;
     if (q35_session_enter(self)) {
@@ -146,9 +158,9 @@ done:
     return (PyObject *)logits;
 }
 
-PyDoc_STRVAR(score_doc,
-             "score(ids) -> (float32 [T], int32 [T])\n\n"
-             "Append ids; log-probability of each under what precedes it, and the most likely token at each place.");
+PyDoc_STRVAR(score_doc, "score(ids) -> (float32 [T], int32 [T])\n\n"
+                        "Append ids; log-probability of each under what precedes it, and the most "
+                        "likely token at each place.");
 
 static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
     PyArrayObject *ids = q35_ids_array(ids_object);
@@ -159,7 +171,8 @@ static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
     PyObject *result = NULL;
     if (logprobs && likely && q35_session_enter(self) == 0) {
         watch w = {0};
-        qwen35_append_options options = {.logprobs = PyArray_DATA(logprobs), .most_likely = PyArray_DATA(likely)};
+        qwen35_append_options options = {.logprobs = PyArray_DATA(logprobs),
+                                         .most_likely = PyArray_DATA(likely)};
         int failed = q35_append_watched(self, ids, NULL, &w, options);
         q35_session_leave(self);
         if (!failed) result = PyTuple_Pack(2, logprobs, likely);
@@ -170,7 +183,8 @@ static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
     return result;
 }
 
-PyDoc_STRVAR(snapshot_doc, "snapshot() -> Snapshot\n\nThis point of the timeline, to restore later.");
+PyDoc_STRVAR(snapshot_doc,
+             "snapshot() -> Snapshot\n\nThis point of the timeline, to restore later.");
 
 static PyObject *session_snapshot(SessionObject *self, PyObject *ignored) {
     (void)ignored;
@@ -180,7 +194,8 @@ static PyObject *session_snapshot(SessionObject *self, PyObject *ignored) {
     qwen35_snapshot *snapshot = qwen35_session_snapshot(self->session, &status);
     q35_session_leave(self);
     if (!snapshot) return q35_raise(state, &status);
-    SnapshotObject *object = (SnapshotObject *)state->snapshot_type->tp_alloc(state->snapshot_type, 0);
+    SnapshotObject *object =
+        (SnapshotObject *)state->snapshot_type->tp_alloc(state->snapshot_type, 0);
     if (!object) {
         qwen35_snapshot_free(snapshot);
         return NULL;
@@ -190,21 +205,26 @@ static PyObject *session_snapshot(SessionObject *self, PyObject *ignored) {
     return (PyObject *)object;
 }
 
-PyDoc_STRVAR(restore_doc, "restore(snapshot)\n\nGo back (or over) to a snapshot of any session of the same model.");
+PyDoc_STRVAR(
+    restore_doc,
+    "restore(snapshot)\n\nGo back (or over) to a snapshot of any session of the same model.");
 
 static PyObject *session_restore(SessionObject *self, PyObject *argument) {
     module_state *state = q35_state_of((PyObject *)self);
     if (!Py_IS_TYPE(argument, state->snapshot_type))
-        return PyErr_Format(PyExc_TypeError, "restore: expected a Snapshot, got %s", Py_TYPE(argument)->tp_name);
+        return PyErr_Format(PyExc_TypeError, "restore: expected a Snapshot, got %s",
+                            Py_TYPE(argument)->tp_name);
     if (q35_session_enter(self)) return NULL;
     qwen35_status status = {0};
-    int failed = qwen35_session_restore(self->session, ((SnapshotObject *)argument)->snapshot, &status);
+    int failed =
+        qwen35_session_restore(self->session, ((SnapshotObject *)argument)->snapshot, &status);
     q35_session_leave(self);
     if (failed) return q35_raise(state, &status);
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(fork_doc, "fork() -> Session\n\nA second session at this point; K/V pages are shared until either writes.");
+PyDoc_STRVAR(fork_doc, "fork() -> Session\n\nA second session at this point; K/V pages are shared "
+                       "until either writes.");
 
 static PyObject *session_fork(SessionObject *self, PyObject *ignored) {
     (void)ignored;
@@ -225,7 +245,8 @@ static PyObject *session_fork(SessionObject *self, PyObject *ignored) {
     return (PyObject *)object;
 }
 
-PyDoc_STRVAR(dump_doc, "dump() -> dict[str, ndarray]\n\nThe whole timeline as arrays, to write to a file.");
+PyDoc_STRVAR(dump_doc,
+             "dump() -> dict[str, ndarray]\n\nThe whole timeline as arrays, to write to a file.");
 
 static PyObject *session_dump(SessionObject *self, PyObject *ignored) {
     (void)ignored;
@@ -237,12 +258,14 @@ static PyObject *session_dump(SessionObject *self, PyObject *ignored) {
     return bytes ? Py_BuildValue("{s:N}", "timeline", bytes) : NULL;
 }
 
-PyDoc_STRVAR(undump_doc, "undump(arrays)\n\nBecome the timeline that `dump` wrote. Checked: a foreign or cut dump is an error.");
+PyDoc_STRVAR(undump_doc, "undump(arrays)\n\nBecome the timeline that `dump` wrote. Checked: a "
+                         "foreign or cut dump is an error.");
 
 static PyObject *session_undump(SessionObject *self, PyObject *arrays) {
     PyObject *item = PyMapping_GetItemString(arrays, "timeline");
     if (!item) return NULL;
-    PyArrayObject *bytes = (PyArrayObject *)PyArray_FROMANY(item, NPY_UINT8, 1, 1, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *bytes =
+        (PyArrayObject *)PyArray_FROMANY(item, NPY_UINT8, 1, 1, NPY_ARRAY_IN_ARRAY);
     Py_DECREF(item);
     if (!bytes) return NULL;
     if (q35_session_enter(self)) {
@@ -250,7 +273,8 @@ static PyObject *session_undump(SessionObject *self, PyObject *arrays) {
         return NULL;
     }
     qwen35_status status = {0};
-    int failed = qwen35_session_undump(self->session, PyArray_DATA(bytes), (size_t)PyArray_SIZE(bytes), &status);
+    int failed = qwen35_session_undump(self->session, PyArray_DATA(bytes),
+                                       (size_t)PyArray_SIZE(bytes), &status);
     q35_session_leave(self);
     Py_DECREF(bytes);
     if (failed) return q35_raise(q35_state_of((PyObject *)self), &status);
@@ -277,7 +301,9 @@ static PyObject *session_ids(SessionObject *self, void *closure) {
     if (q35_session_enter(self)) return NULL;
     npy_intp shape[1] = {(npy_intp)qwen35_session_position(self->session)};
     PyArrayObject *ids = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT32);
-    if (ids && shape[0]) memcpy(PyArray_DATA(ids), qwen35_session_ids(self->session), (size_t)shape[0] * sizeof(int32_t));
+    if (ids && shape[0])
+        memcpy(PyArray_DATA(ids), qwen35_session_ids(self->session),
+               (size_t)shape[0] * sizeof(int32_t));
     q35_session_leave(self);
     return (PyObject *)ids;
 }
@@ -288,34 +314,42 @@ static PyObject *session_logits(SessionObject *self, void *closure) {
     const float *logits = qwen35_session_logits(self->session);
     npy_intp shape[1] = {(npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
     PyObject *result = logits ? PyArray_SimpleNew(1, shape, NPY_FLOAT32) : Py_NewRef(Py_None);
-    if (logits && result) memcpy(PyArray_DATA((PyArrayObject *)result), logits, (size_t)shape[0] * sizeof(float));
+    if (logits && result)
+        memcpy(PyArray_DATA((PyArrayObject *)result), logits, (size_t)shape[0] * sizeof(float));
     q35_session_leave(self);
     return result;
 }
 
 PyDoc_STRVAR(generate_doc,
              "generate(ids, *, max_tokens=-1, temperature=0.0, ...) -> NativeStream\n\n"
-             "Append ids and decode: a stream of (id, logprob, [(id, logprob), ...]). Arguments as in the stub.");
+             "Append ids and decode: a stream of (id, logprob, [(id, logprob), ...]). Arguments as "
+             "in the stub.");
 
 static PyMethodDef session_methods[] = {
-    {"prefill", (PyCFunction)(void (*)(void))session_prefill, METH_VARARGS | METH_KEYWORDS, prefill_doc},
-    {"logits_all", (PyCFunction)(void (*)(void))session_logits_all, METH_VARARGS | METH_KEYWORDS, logits_all_doc},
+    {"prefill", (PyCFunction)(void (*)(void))session_prefill, METH_VARARGS | METH_KEYWORDS,
+     prefill_doc},
+    {"logits_all", (PyCFunction)(void (*)(void))session_logits_all, METH_VARARGS | METH_KEYWORDS,
+     logits_all_doc},
     {"score", (PyCFunction)session_score, METH_O, score_doc},
     {"snapshot", (PyCFunction)session_snapshot, METH_NOARGS, snapshot_doc},
     {"restore", (PyCFunction)session_restore, METH_O, restore_doc},
     {"fork", (PyCFunction)session_fork, METH_NOARGS, fork_doc},
     {"dump", (PyCFunction)session_dump, METH_NOARGS, dump_doc},
     {"undump", (PyCFunction)session_undump, METH_O, undump_doc},
-    {"generate", (PyCFunction)(void (*)(void))q35_stream_make, METH_VARARGS | METH_KEYWORDS, generate_doc},
+    {"generate", (PyCFunction)(void (*)(void))q35_stream_make, METH_VARARGS | METH_KEYWORDS,
+     generate_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef session_getset[] = {
     {"position", (getter)session_position, NULL, "Tokens in the timeline.", NULL},
     {"context", (getter)session_context, NULL, "Tokens that fit.", NULL},
-    {"nbytes", (getter)session_nbytes, NULL, "Bytes held by this session, shared pages counted.", NULL},
-    {"ids", (getter)session_ids, NULL, "A copy of the tokens in the timeline, int32 [position].", NULL},
-    {"logits", (getter)session_logits, NULL, "Logits after the last token, float32 [V], or None.", NULL},
+    {"nbytes", (getter)session_nbytes, NULL, "Bytes held by this session, shared pages counted.",
+     NULL},
+    {"ids", (getter)session_ids, NULL, "A copy of the tokens in the timeline, int32 [position].",
+     NULL},
+    {"logits", (getter)session_logits, NULL, "Logits after the last token, float32 [V], or None.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -331,7 +365,8 @@ static PyType_Slot session_slots[] = {
 PyType_Spec q35_session_spec = {
     .name = "qwen35._core.Session",
     .basicsize = sizeof(SessionObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = session_slots,
 };
 
@@ -379,6 +414,7 @@ static PyType_Slot snapshot_slots[] = {
 PyType_Spec q35_snapshot_spec = {
     .name = "qwen35._core.Snapshot",
     .basicsize = sizeof(SnapshotObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = snapshot_slots,
 };

@@ -1,13 +1,12 @@
-/* stream_type.c: _core.NativeStream: the decode loop. One next() = feed the last token, draw the next; the GIL is
- * taken once a token. Also _core.sample, the sampler on its own, for tests. */
+/* stream_type.c: _core.NativeStream: the decode loop. One next() = feed the last token, draw the
+ * next; the GIL is taken once a token. Also _core.sample, the sampler on its own, for tests. */
 #include "py.h"
 
 #include <string.h>
 #include <time.h>
 
 typedef struct StreamObject {
-    PyObject_HEAD
-    SessionObject *session;
+    PyObject_HEAD SessionObject *session;
     PyArrayObject *ids, *positions; /* the prompt; positions may be NULL */
     PyObject *progress;             /* or NULL */
     qwen35_sampling sampling;
@@ -18,9 +17,9 @@ typedef struct StreamObject {
     Py_ssize_t max_tokens, min_tokens, n_logprobs;
     uint64_t seed;
     size_t produced, n_prompt;
-    int started;      /* the prompt is in the session */
-    int32_t last;     /* the token yielded last */
-    int last_is_fed;  /* and whether it is in the session */
+    int started;     /* the prompt is in the session */
+    int32_t last;    /* the token yielded last */
+    int last_is_fed; /* and whether it is in the session */
     atomic_int cancel;
     const char *finish; /* reason, or NULL while it runs */
     double prefill_s, decode_s;
@@ -40,9 +39,12 @@ static int parse_bias(StreamObject *self, PyObject *mapping, size_t V) {
     for (Py_ssize_t i = 0; self->bias && i < n; i++) {
         int id;
         float add;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "if;logit_bias: expected {token id: bias}", &id, &add)) break;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "if;logit_bias: expected {token id: bias}",
+                              &id, &add))
+            break;
         if (id < 0 || (size_t)id >= V) {
-            PyErr_Format(PyExc_ValueError, "logit_bias: token id %d, expected 0 <= id < %zu", id, V);
+            PyErr_Format(PyExc_ValueError, "logit_bias: token id %d, expected 0 <= id < %zu", id,
+                         V);
             break;
         }
         self->bias[i] = (qwen35_bias){id, add};
@@ -64,7 +66,8 @@ static int parse_ids(PyObject *object, const char *what, size_t V, int32_t **ids
         long id = PyLong_AsLong(PyList_GET_ITEM(list, (Py_ssize_t)i));
         if (id == -1 && PyErr_Occurred()) break;
         if (id < 0 || (size_t)id >= V) {
-            PyErr_Format(PyExc_ValueError, "%s[%zu]: token id %ld, expected 0 <= id < %zu", what, i, id, V);
+            PyErr_Format(PyExc_ValueError, "%s[%zu]: token id %ld, expected 0 <= id < %zu", what, i,
+                         id, V);
             break;
         }
         (*ids)[i] = (int32_t)id;
@@ -74,10 +77,26 @@ static int parse_ids(PyObject *object, const char *what, size_t V, int32_t **ids
 }
 
 PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ids", "pixels", "position_ids", "max_tokens", "min_tokens", "temperature", "top_p", "top_k",
-                            "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "logit_bias",
-                            "stop_token_ids", "logprobs", "progress", NULL};
-    PyObject *ids, *pixels = Py_None, *positions = NULL, *bias = NULL, *stops = NULL, *progress = NULL;
+    static char *names[] = {"ids",
+                            "pixels",
+                            "position_ids",
+                            "max_tokens",
+                            "min_tokens",
+                            "temperature",
+                            "top_p",
+                            "top_k",
+                            "min_p",
+                            "presence_penalty",
+                            "frequency_penalty",
+                            "repetition_penalty",
+                            "seed",
+                            "logit_bias",
+                            "stop_token_ids",
+                            "logprobs",
+                            "progress",
+                            NULL};
+    PyObject *ids, *pixels = Py_None, *positions = NULL, *bias = NULL, *stops = NULL,
+                   *progress = NULL;
     module_state *state = q35_state_of((PyObject *)session);
     StreamObject *self = (StreamObject *)state->stream_type->tp_alloc(state->stream_type, 0);
     if (!self) return NULL;
@@ -88,10 +107,11 @@ PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwar
     self->max_tokens = self->n_logprobs = -1;
     Py_ssize_t top_k = 0;
     unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OOnnffnffffKOOnO:generate", names, &ids, &pixels, &positions,
-                                     &self->max_tokens, &self->min_tokens, &s->temperature, &s->top_p, &top_k, &s->min_p,
-                                     &s->presence_penalty, &s->frequency_penalty, &s->repetition_penalty, &seed, &bias,
-                                     &stops, &self->n_logprobs, &progress))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O|$OOnnffnffffKOOnO:generate", names, &ids, &pixels, &positions,
+            &self->max_tokens, &self->min_tokens, &s->temperature, &s->top_p, &top_k, &s->min_p,
+            &s->presence_penalty, &s->frequency_penalty, &s->repetition_penalty, &seed, &bias,
+            &stops, &self->n_logprobs, &progress))
         goto fail;
     size_t V = qwen35_model_vocabulary(((ModelObject *)session->model)->model);
     if (pixels != Py_None) {
@@ -155,13 +175,15 @@ static int feed(StreamObject *self) {
     int result = 0;
     if (!self->started) {
         size_t before = qwen35_session_position(self->session->session);
-        result = q35_append_watched(self->session, self->ids, self->positions, &w, (qwen35_append_options){0});
+        result = q35_append_watched(self->session, self->ids, self->positions, &w,
+                                    (qwen35_append_options){0});
         self->n_prompt = qwen35_session_position(self->session->session);
         self->prefilled = self->n_prompt - before;
         self->started = result == 0;
     } else if (!self->last_is_fed) {
         npy_intp one[1] = {1};
-        PyArrayObject *id = (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last);
+        PyArrayObject *id =
+            (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last);
         if (!id) return -1;
         result = q35_append_watched(self->session, id, NULL, &w, (qwen35_append_options){0});
         Py_DECREF(id);
@@ -188,11 +210,10 @@ static int32_t choose(StreamObject *self, const float *logits, size_t V) {
     self->sampling.n_banned = early ? self->n_stops : 0;
     const qwen35_session *session = self->session->session;
     int32_t id;
-    Py_BEGIN_ALLOW_THREADS
-    id = qwen35_sample(&self->sampling, logits, V, qwen35_session_ids(session), qwen35_session_position(session),
-                       self->n_prompt, qwen35_coin(self->seed, self->produced), self->work);
-    Py_END_ALLOW_THREADS
-    return id;
+    Py_BEGIN_ALLOW_THREADS id = qwen35_sample(
+        &self->sampling, logits, V, qwen35_session_ids(session), qwen35_session_position(session),
+        self->n_prompt, qwen35_coin(self->seed, self->produced), self->work);
+    Py_END_ALLOW_THREADS return id;
 }
 
 static int is_stop(const StreamObject *self, int32_t id) {
@@ -233,12 +254,15 @@ static PyObject *advance(StreamObject *self) {
     }
     const float *logits = qwen35_session_logits(session);
     if (!logits) {
-        PyErr_SetString(PyExc_ValueError, "generate: the session holds no logits; append at least one token first");
+        PyErr_SetString(PyExc_ValueError,
+                        "generate: the session holds no logits; append at least one token first");
         return NULL;
     }
     int32_t id = choose(self, logits, V);
     if (id < 0) {
-        PyErr_Format(PyExc_ValueError, "no token is left to draw at step %zu: logit_bias bans all of them", self->produced);
+        PyErr_Format(PyExc_ValueError,
+                     "no token is left to draw at step %zu: logit_bias bans all of them",
+                     self->produced);
         return NULL;
     }
     PyObject *token = token_tuple(self, logits, V, id);
@@ -268,7 +292,8 @@ static PyObject *stream_next(StreamObject *self) {
     return token;
 }
 
-PyDoc_STRVAR(cancel_doc, "cancel()\n\nFrom any thread: end at the next poll with finish_reason 'cancelled'.");
+PyDoc_STRVAR(cancel_doc,
+             "cancel()\n\nFrom any thread: end at the next poll with finish_reason 'cancelled'.");
 
 static PyObject *stream_cancel(StreamObject *self, PyObject *ignored) {
     (void)ignored;
@@ -304,8 +329,9 @@ static PyObject *stream_finish_reason(StreamObject *self, void *closure) {
 
 static PyObject *stream_timings(StreamObject *self, void *closure) {
     (void)closure;
-    return Py_BuildValue("{s:n,s:d,s:n,s:d}", "prompt_tokens", (Py_ssize_t)self->prefilled, "prefill_s", self->prefill_s,
-                         "decode_tokens", (Py_ssize_t)self->produced, "decode_s", self->decode_s);
+    return Py_BuildValue("{s:n,s:d,s:n,s:d}", "prompt_tokens", (Py_ssize_t)self->prefilled,
+                         "prefill_s", self->prefill_s, "decode_tokens", (Py_ssize_t)self->produced,
+                         "decode_s", self->decode_s);
 }
 
 static PyMethodDef stream_methods[] = {
@@ -315,8 +341,10 @@ static PyMethodDef stream_methods[] = {
 };
 
 static PyGetSetDef stream_getset[] = {
-    {"finish_reason", (getter)stream_finish_reason, NULL, "'stop', 'length', 'cancelled', or None while it runs.", NULL},
-    {"timings", (getter)stream_timings, NULL, "prompt_tokens, prefill_s, decode_tokens, decode_s.", NULL},
+    {"finish_reason", (getter)stream_finish_reason, NULL,
+     "'stop', 'length', 'cancelled', or None while it runs.", NULL},
+    {"timings", (getter)stream_timings, NULL, "prompt_tokens, prefill_s, decode_tokens, decode_s.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -335,7 +363,8 @@ static PyType_Slot stream_slots[] = {
 PyType_Spec q35_stream_spec = {
     .name = "qwen35._core.NativeStream",
     .basicsize = sizeof(StreamObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = stream_slots,
 };
 
@@ -344,22 +373,26 @@ PyType_Spec q35_stream_spec = {
 const char q35_sample_doc[] =
     "sample(logits, *, coin, history, n_prompt, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,\n"
     "       presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0) -> int\n\n"
-    "One draw with the sampler's own code, for tests: coin in [0, 1) takes the place of the generator.";
+    "One draw with the sampler's own code, for tests: coin in [0, 1) takes the place of the "
+    "generator.";
 
 PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
-    static char *names[] = {"logits", "coin", "history", "n_prompt", "temperature", "top_p", "top_k", "min_p",
-                            "presence_penalty", "frequency_penalty", "repetition_penalty", NULL};
+    static char *names[] = {
+        "logits", "coin",  "history",          "n_prompt",          "temperature",        "top_p",
+        "top_k",  "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", NULL};
     PyObject *logits_object, *history_object;
     double coin;
     Py_ssize_t n_prompt, top_k = 0;
     qwen35_sampling s = {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdOn|$ffnffff:sample", names, &logits_object, &coin, &history_object,
-                                     &n_prompt, &s.temperature, &s.top_p, &top_k, &s.min_p, &s.presence_penalty,
-                                     &s.frequency_penalty, &s.repetition_penalty))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdOn|$ffnffff:sample", names, &logits_object,
+                                     &coin, &history_object, &n_prompt, &s.temperature, &s.top_p,
+                                     &top_k, &s.min_p, &s.presence_penalty, &s.frequency_penalty,
+                                     &s.repetition_penalty))
         return NULL;
     s.top_k = top_k > 0 ? (size_t)top_k : 0;
-    PyArrayObject *logits = (PyArrayObject *)PyArray_FROMANY(logits_object, NPY_FLOAT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *logits =
+        (PyArrayObject *)PyArray_FROMANY(logits_object, NPY_FLOAT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *history = q35_ids_array(history_object);
     PyObject *result = NULL;
     float *work = NULL;
@@ -368,11 +401,13 @@ PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs) {
     const int32_t *ids = PyArray_DATA(history);
     for (size_t i = 0; i < n; i++) {
         if (ids[i] >= 0 && (size_t)ids[i] < V) continue;
-        PyErr_Format(PyExc_ValueError, "history[%zu]: token id %d, expected 0 <= id < %zu", i, (int)ids[i], V);
+        PyErr_Format(PyExc_ValueError, "history[%zu]: token id %d, expected 0 <= id < %zu", i,
+                     (int)ids[i], V);
         goto done;
     }
     if (V == 0 || n_prompt < 0 || (size_t)n_prompt > n) {
-        PyErr_SetString(PyExc_ValueError, "sample: logits must not be empty, and 0 <= n_prompt <= len(history)");
+        PyErr_SetString(PyExc_ValueError,
+                        "sample: logits must not be empty, and 0 <= n_prompt <= len(history)");
         goto done;
     }
     work = PyMem_Malloc(2 * V * sizeof *work);
@@ -380,7 +415,8 @@ PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs) {
         PyErr_NoMemory();
         goto done;
     }
-    result = PyLong_FromLong(qwen35_sample(&s, PyArray_DATA(logits), V, ids, n, (size_t)n_prompt, coin, work));
+    result = PyLong_FromLong(
+        qwen35_sample(&s, PyArray_DATA(logits), V, ids, n, (size_t)n_prompt, coin, work));
 done:
     PyMem_Free(work);
     Py_XDECREF(logits);

@@ -1,14 +1,16 @@
-/* testing.c: every kernel of every target, callable on arrays, so that tests compare them with NumPy.
+/* testing.c: every kernel of every target, callable on arrays, so that tests compare them with
+ * NumPy.
  *
- * Arrays come as C-contiguous in their last dimension; row strides are taken from the array, so that tests can hand
- * in views with gaps. Storage type "bf16" is uint16. */
+ * Arrays come as C-contiguous in their last dimension; row strides are taken from the array, so
+ * that tests can hand in views with gaps. Storage type "bf16" is uint16. */
 #include "py.h"
 
 #include <string.h>
 
 #include "../kernels/kernels.h"
 
-const char q35_kernel_names_doc[] = "kernels() -> tuple[str, ...]\n\nTargets this machine can run, best last.";
+const char q35_kernel_names_doc[] =
+    "kernels() -> tuple[str, ...]\n\nTargets this machine can run, best last.";
 
 PyObject *q35_kernel_names(PyObject *module, PyObject *ignored) {
     (void)module, (void)ignored;
@@ -38,10 +40,11 @@ static int to_span(PyObject *object, span *s) {
     PyArrayObject *a = (PyArrayObject *)object;
     int type = PyArray_TYPE(a), ndim = PyArray_NDIM(a);
     npy_intp size = PyArray_ITEMSIZE(a);
-    if ((type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) || ndim < 1 || ndim > 2 ||
-        (PyArray_DIM(a, ndim - 1) > 1 && PyArray_STRIDE(a, ndim - 1) != size) ||
+    if ((type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) || ndim < 1 ||
+        ndim > 2 || (PyArray_DIM(a, ndim - 1) > 1 && PyArray_STRIDE(a, ndim - 1) != size) ||
         (ndim == 2 && PyArray_DIM(a, 0) > 1 && PyArray_STRIDE(a, 0) < PyArray_DIM(a, 1) * size)) {
-        PyErr_SetString(PyExc_ValueError, "run_kernel: expected f32, f16 or uint16 (bf16) rows without gaps inside");
+        PyErr_SetString(PyExc_ValueError,
+                        "run_kernel: expected f32, f16 or uint16 (bf16) rows without gaps inside");
         return -1;
     }
     s->data = PyArray_DATA(a);
@@ -55,30 +58,35 @@ static int to_span(PyObject *object, span *s) {
 const char q35_run_kernel_doc[] =
     "run_kernel(target, name, *args)\n\n"
     "Call one kernel on arrays, for tests; outputs are written in place.\n"
-    "  expand y[n] x[n] | narrow y[n] x[n] | dot y[T,R] w[R,n] x[T,n] add | mix y[T,n] p[T,S] v[S,n]\n"
+    "  expand y[n] x[n] | narrow y[n] x[n] | dot y[T,R] w[R,n] x[T,n] add | mix y[T,n] p[T,S] "
+    "v[S,n]\n"
     "  delta out[T,cols] state[Dk,cols] q[T,Dk] k[T,Dk] v[T,cols] decay[T] beta[T]\n"
     "  rms_norm y[n] x[n] scale[n] eps | l2_norm x[n] scale | silu_mul y[n] gate[n] up[n]\n"
-    "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> (m', sum)\n"
+    "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> "
+    "(m', sum)\n"
     "  scale x[n] a | exp y[n] x[n]";
 
-static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n, const double *number) {
+static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n,
+                      const double *number) {
 #define IS(text, count) (strcmp(name, text) == 0 && n == (count))
     if (IS("expand", 2)) {
         k->expand[a[1].dtype](a[0].data, a[1].data, a[1].cols);
     } else if (IS("narrow", 2)) {
         k->narrow[a[0].dtype](a[0].data, a[1].data, a[1].cols);
     } else if (IS("dot", 3)) {
-        k->dot[a[1].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride, a[1].rows, a[2].rows,
-                           a[1].cols, number[0] != 0);
+        k->dot[a[1].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
+                           a[1].rows, a[2].rows, a[1].cols, number[0] != 0);
     } else if (IS("mix", 3)) {
-        k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride, a[1].rows, a[2].rows,
-                           a[2].cols);
+        k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
+                           a[1].rows, a[2].rows, a[2].cols);
     } else if (IS("delta", 7)) {
         if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
-            return PyErr_Format(PyExc_ValueError, "delta: state is [Dk, cols <= %d] without gaps, q and k have one stride",
-                                Q35_DELTA_COLS);
-        k->delta(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[2].stride, a[4].data, a[4].stride, a[5].data,
-                 a[6].data, a[2].rows, a[1].rows, a[1].cols);
+            return PyErr_Format(
+                PyExc_ValueError,
+                "delta: state is [Dk, cols <= %d] without gaps, q and k have one stride",
+                Q35_DELTA_COLS);
+        k->delta(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[2].stride, a[4].data,
+                 a[4].stride, a[5].data, a[6].data, a[2].rows, a[1].rows, a[1].cols);
     } else if (IS("rms_norm", 3)) {
         k->rms_norm(a[0].data, a[1].data, a[2].data, (float)number[0], a[1].cols);
     } else if (IS("l2_norm", 1)) {
@@ -89,7 +97,8 @@ static PyObject *call(const q35_kernels *k, const char *name, const span *a, siz
         k->sigmoid_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
     } else if (IS("conv_silu", 3)) {
         const float *taps[16];
-        if (a[1].rows > 16) return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most 16", a[1].rows);
+        if (a[1].rows > 16)
+            return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most 16", a[1].rows);
         for (size_t i = 0; i < a[1].rows; i++) taps[i] = (const float *)a[1].data + i * a[1].stride;
         k->conv_silu(a[0].data, taps, a[2].data, a[2].stride, a[1].rows, a[1].cols);
     } else if (IS("softmax_step", 1)) {
