@@ -95,17 +95,14 @@ def test_thread_count_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_three_position_rows(seed: int) -> None:
-    """Time, height and width positions as images make them, then text that continues after the
-    largest.
-    """
+    """Positions as images make them, fewer than tokens; then text goes on after the largest."""
     core, reference = core_models.both(
         seed=seed, layer_types=["full_attention"] * 2, num_hidden_layers=2
     )
     ids = core_models.tokens(seed, 60)
     rng = np.random.default_rng(seed)
-    at = np.stack([np.arange(40) // 9, rng.integers(0, 30, 40), rng.integers(0, 50, 40)]).astype(
-        np.int32
-    )
+    rows = [np.arange(40) // 9, rng.integers(0, 8, 40), rng.integers(0, 12, 40)]
+    at = np.stack(rows).astype(np.int32)
     session, state = core.session(60), reference.state()
     first = session.logits_all(ids[:40], position_ids=at)
     assert core_models.relative_error(first, reference.logits(ids[:40], state, at)) <= FLOAT32
