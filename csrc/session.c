@@ -16,6 +16,9 @@
 #define LONG_CHUNK_TOKENS 16
 #define SLOW_MODEL_BYTES ((size_t)4 << 30)
 
+/* Largest rotary position taken from outside: far beyond any context, far from overflow. */
+#define ROPE_LIMIT (1 << 30)
+
 struct qwen35_session {
     qwen35_model *model;
     q35_cache cache;
@@ -95,6 +98,10 @@ static int check_append(const qwen35_session *session, const int32_t *ids, size_
         if (ids[t] < 0 || (size_t)ids[t] >= V)
             return q35_fail(status, Q35_ARGUMENT,
                             "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
+    for (size_t t = 0; options->positions && t < 3 * T; t++)
+        if (options->positions[t] < 0 || options->positions[t] > ROPE_LIMIT)
+            return q35_fail(status, Q35_ARGUMENT, "position_ids[%zu, %zu] is %d, expected 0 to %d",
+                            t / T, t % T, (int)options->positions[t], ROPE_LIMIT);
     if (options->logprobs && !session->has_logits)
         return q35_fail(status, Q35_ARGUMENT,
                         "scoring needs at least one token before the scored ones");
@@ -310,7 +317,13 @@ static int check_dump(const qwen35_session *session, const dump_header *h, const
         return q35_fail(status, Q35_CONTEXT,
                         "session dump: %zu tokens, the session's context is %zu",
                         (size_t)h->position, session->context);
-    if (h->pages != (h->position + Q35_PAGE - 1) / Q35_PAGE || n != bytes_of(h))
+    if (h->pages != (h->position + Q35_PAGE - 1) / Q35_PAGE || h->rope_next < 0 ||
+        h->rope_next > ROPE_LIMIT)
+        return q35_fail(
+            status, Q35_FORMAT,
+            "session dump: %zu pages and rotary position %d do not belong to %zu tokens",
+            (size_t)h->pages, (int)h->rope_next, (size_t)h->position);
+    if (n != bytes_of(h))
         return q35_fail(status, Q35_FORMAT, "session dump: %zu bytes, its header asks for %zu", n,
                         bytes_of(h));
     for (size_t t = 0; t < h->position; t++) {

@@ -6,6 +6,7 @@
 #include "threads.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #define POLL_S 0.02
 #define LONE_WORK \
@@ -47,11 +48,17 @@ static void take_tasks(q35_team *team, atomic_size_t *next, size_t n_tasks, q35_
 #include <omp.h>
 #endif
 
+/* OpenMP's workers do not follow a fork, and the thread that forked would wait for them for ever in
+   the child. So each thread remembers in which process it first had a team, and works alone in any
+   other. Threads born in the child have workers of their own. */
+static _Thread_local pid_t team_pid;
+
 int q35_parallel(q35_team *team, size_t n_tasks, size_t work, q35_task *task, void *arg) {
     atomic_size_t next;
     atomic_init(&next, 0);
     size_t wanted = n_tasks < (size_t)team->threads ? n_tasks : (size_t)team->threads;
-    if (wanted <= 1 || n_tasks * work < LONE_WORK) {
+    if (wanted > 1 && !team_pid) team_pid = getpid();
+    if (wanted <= 1 || n_tasks * work < LONE_WORK || team_pid != getpid()) {
         take_tasks(team, &next, n_tasks, task, arg, 0);
         return atomic_load(&team->cancelled);
     }

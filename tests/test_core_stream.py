@@ -227,3 +227,11 @@ def test_session_busy_in_another_thread(model: _core.Model) -> None:
         session.prefill(IDS)
     go_on.set()
     worker.join()
+
+
+@pytest.mark.parametrize("bad", [-1, 2**31 - 1])
+def test_rotary_positions_are_checked(model: _core.Model, bad: int) -> None:
+    positions = np.zeros((3, len(IDS)), np.int32)
+    positions[1, 2] = bad
+    with pytest.raises(ValueError, match=r"position_ids\[1, 2\] is"):
+        model.session(100).prefill(IDS, position_ids=positions)
