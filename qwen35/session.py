@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from . import _core
     from .model import Model
 
-MARK_LIMIT = 3  # the first (shared by many prompts) and the two newest stay
+MARK_LIMIT = 2  # the first (shared by many prompts) and the newest; each holds a recurrent state
 MARK_GAP = 16  # tokens; a nearer mark would save less than its extra pass over the weights costs
 
 
