@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer, ThinkingBudget
-from .errors import BusyError, ClosedError
+from .errors import BusyError, ClosedError, ForkError
+from .lifecycle import POLL_S, Call
 from .progress import prefill_progress
 from .request import Request
 from .results import FinishReason, Generation, Timings, Token, ToolCall, Usage
@@ -51,8 +52,9 @@ class TokenStream:
         self._answer = Answer(request.make_parser(), sampling.stop, min_tokens=sampling.min_tokens)
         self._budget = _budget(request)
         self._ready: deque[Token] = deque()
-        self._busy = threading.Lock()
-        self._reader: int | None = None  # the thread inside _advance()
+        self._lock, self._ending = threading.Lock(), threading.RLock()
+        self._reader = Call()  # the last one to be inside _advance()
+        self._reader.over = True
         self._cancelled = False
         self._session: Session | None = None
         self._native: _core.NativeStream | None = None
@@ -151,23 +153,20 @@ class TokenStream:
 
     def _advance(self) -> None:
         """Decode until a token can be shown or the answer is over."""
-        self._model._check_process()
-        if not self._busy.acquire(blocking=False):
-            raise BusyError(
-                "another thread is reading this stream; read it from one thread, cancel() it "
-                "from any"
-            )
-        self._reader = threading.get_ident()
+        call = Call()
         try:
-            with self._model._running():
-                while not self._ready and self._reason is None:
-                    self._step()
+            self._model._gate.enter(call)
+            self._claim(call)
+            while not self._ready and self._reason is None:
+                self._step()
         except _Cancelled:
             self._finish("cancelled")
-        except ClosedError:  # close() ended this answer while it ran
-            if not self._cancelled:
+        except ClosedError:
+            if not self._cancelled:  # else close() ended this answer while it ran
                 raise
             self._finish("cancelled")
+        except (BusyError, ForkError):
+            raise
         except (KeyboardInterrupt, SystemExit):
             self._finish("cancelled")
             raise
@@ -178,10 +177,19 @@ class TokenStream:
             self._finish("cancelled")
             raise
         finally:
-            self._reader = None
-            self._busy.release()
+            call.over = True
         if self._reason == "length":
             self._warn_if_empty()
+
+    def _claim(self, call: Call) -> None:
+        """One thread at a time."""
+        with self._lock:
+            if self._reader.is_elsewhere():
+                raise BusyError(
+                    "another thread is reading this stream; read it from one thread, cancel() it "
+                    "from any"
+                )
+            self._reader = call
 
     def _step(self) -> None:
         """One native token, the first one after the prompt."""
@@ -277,24 +285,24 @@ class TokenStream:
 
     def _finish(self, reason: FinishReason) -> None:
         """Give the session back and settle the result. The first call decides."""
-        if self._reason is not None:
-            return
-        native, self._native = self._native, None
-        if native is not None:
-            native.cancel()
-            self._clock.add(native.timings, decode=True)
-        self._clock.bar_close()
-        self._ready.extend(self._answer.end())
-        if self._answer.stop_string is not None and reason != "cancelled":
-            reason, self._stop_reason = "stop", self._answer.stop_string
-        self._reason = "tool_calls" if reason == "stop" and self._answer.tool_calls else reason
-        session, self._session = self._session, None
-        del native  # lets go of the session
-        if session is not None and session._core is not None:
-            self._model._pool.give_back(session)
-        self._result = self._generation()
-        if self._clock.started:
-            self._model._finished(self)
+        with self._ending:
+            if self._reason is not None:
+                return
+            native, self._native = self._native, None
+            if native is not None:
+                native.cancel()
+                self._clock.add(native.timings, decode=True)
+            self._clock.bar_close()
+            self._ready.extend(self._answer.end())
+            if self._answer.stop_string is not None and reason != "cancelled":
+                reason, self._stop_reason = "stop", self._answer.stop_string
+            self._reason = "tool_calls" if reason == "stop" and self._answer.tool_calls else reason
+            session, self._session = self._session, None
+            if session is not None and session._core is not None:
+                self._model._pool.give_back(session)
+            self._result = self._generation()
+            if self._clock.started:
+                self._model._finished(self)
 
     def _warn_if_empty(self) -> None:
         """Say why there is no answer when all of max_tokens was thought away."""
@@ -311,12 +319,11 @@ class TokenStream:
     def _shut(self) -> None:
         """Cancel and wait until no other thread is inside."""
         self.cancel()
-        if (
-            self._reader == threading.get_ident()
-        ):  # called from within, by a callback: it ends at the next poll
-            return
-        with self._busy:
-            self._finish("cancelled")
+        if not self._reader.over and not self._reader.is_elsewhere():
+            return  # called from within, by a callback: it ends at the next poll
+        while self._reader.is_elsewhere():
+            time.sleep(POLL_S)
+        self._finish("cancelled")
 
     def _generation(self) -> Generation:
         """The answer as far as it is known."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import weakref
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import ClosedError, MediaError
 from .generation import TokenStream
-from .lifecycle import Gate
+from .lifecycle import Gate, Registry, guarded
 from .pool import SessionPool
 from .progress import Progress
 from .prompt import Prompt, Prompts, check_fits, check_text, is_messages
@@ -61,8 +60,8 @@ class Model:
         self._core: _core.Model | None = core
         self._progress: Progress = progress
         self._gate = Gate(checkpoint.name)
-        self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._streams: Registry[TokenStream] = Registry()
+        self._sessions: Registry[Session] = Registry()
         self._pool = SessionPool()
         self._last: Generation | None = None
         self.name: str = checkpoint.name
@@ -152,6 +151,7 @@ class Model:
 
     # Numbers
 
+    @guarded
     def logits(
         self,
         prompt: PromptLike,
@@ -164,16 +164,16 @@ class Model:
         float32 [1, V].
         """
         self._prompts.refuse_media(images, videos)
-        with self._running():
-            self._checkpoint.check_unchanged()
-            ids = self._prompts.numeric(prompt, where="prompt").ids
-            check_fits(len(ids), context=self.context, room=0)
-            core = self._core_session(len(ids))
-            if not last_only:
-                return core.logits_all(ids)
-            core.prefill(ids)
-            return np.array(core.logits, dtype=np.float32)[np.newaxis]
+        self._checkpoint.check_unchanged()
+        ids = self._prompts.numeric(prompt, where="prompt").ids
+        check_fits(len(ids), context=self.context, room=0)
+        core = self._core_session(len(ids))
+        if not last_only:
+            return core.logits_all(ids)
+        core.prefill(ids)
+        return np.array(core.logits, dtype=np.float32)[np.newaxis]
 
+    @guarded
     def score(
         self, prompt: PromptLike, continuations: Sequence[str | Sequence[int]]
     ) -> list[Score]:
@@ -187,23 +187,22 @@ class Model:
                 "continuations must be a list of texts or id sequences, got one text; put it in "
                 "a list"
             )
-        with self._running():
-            self._checkpoint.check_unchanged()
-            ids = self._prompts.numeric(prompt, where="prompt").ids
-            wanted = [
-                self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
-                for index, continuation in enumerate(continuations)
-            ]
-            check_fits(len(ids), context=self.context, room=max(map(len, wanted), default=0))
-            session, branch = self._pool.take(ids, self)
-            session._sync(ids, branch=branch)
-            start = session.snapshot()
-            scores = []
-            for continuation in wanted:
-                scores.append(_score(session, continuation))
-                session.restore(start)
-            self._pool.give_back(session)
-            return scores
+        self._checkpoint.check_unchanged()
+        ids = self._prompts.numeric(prompt, where="prompt").ids
+        wanted = [
+            self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
+            for index, continuation in enumerate(continuations)
+        ]
+        check_fits(len(ids), context=self.context, room=max(map(len, wanted), default=0))
+        session, branch = self._pool.take(ids, self)
+        session._sync(ids, branch=branch)
+        start = session.snapshot()
+        scores = []
+        for continuation in wanted:
+            scores.append(_score(session, continuation))
+            session.restore(start)
+        self._pool.give_back(session)
+        return scores
 
     def embed_image(self, image: Any) -> NDArray[np.float32]:
         """Embeddings of an image, float32 [n, D]. This version reads text only and says so."""
@@ -262,12 +261,12 @@ class Model:
 
     # Its life
 
+    @guarded
     def session(self, *, context: int | None = None) -> Session:
         """A timeline of its own, for `sync`, `snapshot`, `fork` and `save`. context: tokens it can
         hold.
         """
-        with self._running():
-            return self._new_session(context)
+        return self._new_session(context)
 
     def close(self) -> None:
         """Free everything. Running answers end "cancelled", and are waited for. May be called
@@ -276,14 +275,14 @@ class Model:
         if self._gate.is_foreign():
             return
         self._gate.shut()
-        streams = list(self._streams)
+        streams = self._streams.alive()
         for stream in streams:
             stream.cancel()
         self._gate.wait_until_empty()
         for stream in streams:
             stream._shut()
         self._pool.close()
-        for session in list(self._sessions):
+        for session in self._sessions.alive():
             session.close()
         self._core = None
         self._checkpoint.close()
@@ -318,11 +317,8 @@ class Model:
 
     # What streams and sessions need of it
 
-    def _running(self) -> Gate:
+    def _model_gate(self) -> Gate:
         return self._gate
-
-    def _check_process(self) -> None:
-        self._gate.check_process()
 
     def _core_session(self, context: int) -> _core.Session:
         self._gate.check()

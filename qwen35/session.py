@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ClosedError
+from .lifecycle import Gate, guarded
 from .prompt import Prompt, check_fits
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Session:
 
     # What it does
 
+    @guarded
     def sync(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Prompt,
@@ -94,20 +96,20 @@ class Session:
         `progress(done, total)` is called as tokens are appended. An interrupt leaves the tokens
         that were done.
         """
-        with self._model._running():
-            self._model._checkpoint.check_unchanged()
-            ids = self._model._prompts.numeric(prompt, where="prompt").ids
-            check_fits(len(ids), context=self._open().context, room=0)
-            return self._sync(ids, progress=progress)
+        self._model._checkpoint.check_unchanged()
+        ids = self._model._prompts.numeric(prompt, where="prompt").ids
+        check_fits(len(ids), context=self._open().context, room=0)
+        return self._sync(ids, progress=progress)
 
+    @guarded
     def snapshot(self) -> Snapshot:
         """This point of the timeline. Cheap: the recurrent state is copied, K/V pages are
         shared.
         """
-        with self._model._running():
-            core = self._open()
-            return Snapshot(core.position, core.ids, core.snapshot())
+        core = self._open()
+        return Snapshot(core.position, core.ids, core.snapshot())
 
+    @guarded
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this session, or of one it was forked from or that was forked
         from it.
@@ -116,36 +118,35 @@ class Session:
             raise TypeError(
                 f"restore() takes what snapshot() returned, got {type(snapshot).__name__}"
             )
-        with self._model._running():
-            core = self._open()
-            shared = common_prefix(core.ids, snapshot.ids)
-            core.restore(snapshot.core)
-            self._marks = [mark for mark in self._marks if mark.position <= shared]
+        core = self._open()
+        shared = common_prefix(core.ids, snapshot.ids)
+        core.restore(snapshot.core)
+        self._marks = [mark for mark in self._marks if mark.position <= shared]
 
+    @guarded
     def fork(self) -> Session:
         """A second session with this one's past and a future of its own."""
-        with self._model._running():
-            twin: Session = self._model._adopt(self._open().fork())
-            twin._marks = list(self._marks)
-            return twin
+        twin: Session = self._model._adopt(self._open().fork())
+        twin._marks = list(self._marks)
+        return twin
 
+    @guarded
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the timeline to a file (safetensors layout, replaced as a whole or not at all)."""
         from .session_file import write_session
 
-        with self._model._running():
-            write_session(path, self._open().dump(), fingerprint=self._model._fingerprint())
+        write_session(path, self._open().dump(), fingerprint=self._model._fingerprint())
 
+    @guarded
     def load(self, path: str | os.PathLike[str]) -> None:
         """Become the timeline `save()` wrote, by the same model. ModelFormatError if the file is
         damaged or another's.
         """
         from .session_file import read_session
 
-        with self._model._running():
-            arrays = read_session(path, fingerprint=self._model._fingerprint())
-            self._open().undump(arrays)
-            self._marks = []
+        arrays = read_session(path, fingerprint=self._model._fingerprint())
+        self._open().undump(arrays)
+        self._marks = []
 
     def close(self) -> None:
         """Free the timeline. May be called again."""
@@ -169,6 +170,9 @@ class Session:
         )
 
     # How prefixes are reused (the pool and the token stream call these)
+
+    def _model_gate(self) -> Gate:
+        return self._model._gate  # type: ignore[no-any-return]
 
     def _open(self) -> _core.Session:
         if self._core is None:
