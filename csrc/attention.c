@@ -22,7 +22,8 @@ typedef struct attention_job {
     q35_cache *cache;
     size_t n; /* index among the attention layers */
     q35_scratch *s;
-    size_t T, ld; /* floats of a proj row: (query, gate) Hq 2 Dh, k Hkv Dh, v Hkv Dh */
+    size_t T, from; /* tokens, and the first whose output is wanted */
+    size_t ld;      /* floats of a proj row: (query, gate) Hq 2 Dh, k Hkv Dh, v Hkv Dh */
 } attention_job;
 
 static size_t tile_tokens(const qwen35_geometry *g) {
@@ -47,7 +48,7 @@ static void prepare_tokens(void *arg, size_t index, int worker) {
     for (size_t t = index * TOKENS_PER_TASK; t < end; t++) {
         float *row = j->s->proj + t * j->ld, *k = row + g->Hq * 2 * Dh, *v = k + g->Hkv * Dh;
         const float *cosine = j->s->cosine + t * half, *sine = j->s->sine + t * half;
-        for (size_t h = 0; h < g->Hq; h++) {
+        for (size_t h = 0; t >= j->from && h < g->Hq; h++) {
             float *q = row + h * 2 * Dh;
             q35_kernel->rms_norm(q, q, j->layer->q_norm, g->eps, Dh);
             q35_rope_apply(q, cosine, sine, half);
@@ -105,7 +106,7 @@ static void attend_tile(void *arg, size_t index, int worker) {
     const qwen35_geometry *g = j->g;
     const size_t Dh = g->Dh, group = g->Hq / g->Hkv;
     const float scale = 1.0f / sqrtf((float)Dh);
-    size_t head = index % g->Hkv, t0 = index / g->Hkv * tile_tokens(g);
+    size_t head = index % g->Hkv, t0 = j->from + index / g->Hkv * tile_tokens(g);
     tile a = {.t0 = t0, .group = group};
     a.tokens = j->T - t0 < tile_tokens(g) ? j->T - t0 : tile_tokens(g);
     a.rows = a.tokens * group;
@@ -133,19 +134,20 @@ static void attend_tile(void *arg, size_t index, int worker) {
 }
 
 int q35_attention(q35_team *team, const qwen35_geometry *g, const q35_layer *layer,
-                  q35_cache *cache, size_t n, q35_scratch *s, size_t T) {
-    const size_t qd = g->Hq * 2 * g->Dh, kd = g->Hkv * g->Dh, ld = qd + 2 * kd;
-    q35_product in[] = {{&layer->q, s->proj, ld},
-                        {&layer->k, s->proj + qd, ld},
-                        {&layer->v, s->proj + qd + kd, ld}};
-    attention_job j = {g, layer, cache, n, s, T, ld};
-    if (q35_linear(team, in, 3, s->h, g->D, T, 0, s->panel)) return 1;
-    if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * ld,
-                     prepare_tokens, &j))
-        return 1;
-    size_t tiles = (T + tile_tokens(g) - 1) / tile_tokens(g);
-    size_t work = 2 * tile_tokens(g) * (g->Hq / g->Hkv) * g->Dh * (cache->position + T);
+                  q35_cache *cache, size_t n, q35_scratch *s, size_t T, size_t from) {
+    const size_t qd = g->Hq * 2 * g->Dh, kd = g->Hkv * g->Dh, ld = qd + 2 * kd, D = g->D;
+    const size_t answers = T - from;
+    q35_product kv[] = {{&layer->k, s->proj + qd, ld}, {&layer->v, s->proj + qd + kd, ld}};
+    q35_product q = {&layer->q, s->proj + from * ld, ld};
+    attention_job j = {g, layer, cache, n, s, T, from, ld};
+    if (q35_linear(team, kv, 2, s->h, D, T, 0, s->panel)) return 1;
+    if (q35_linear(team, &q, 1, s->h + from * D, D, answers, 0, s->panel)) return 1;
+    size_t work = TOKENS_PER_TASK * ld, tasks = (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK;
+    if (q35_parallel(team, tasks, work, prepare_tokens, &j)) return 1;
+    size_t tiles = (answers + tile_tokens(g) - 1) / tile_tokens(g);
+    work = 2 * tile_tokens(g) * (g->Hq / g->Hkv) * g->Dh * (cache->position + T);
     if (q35_parallel(team, tiles * g->Hkv, work, attend_tile, &j)) return 1;
-    q35_product out = {&layer->o, s->x, g->D};
-    return q35_linear(team, &out, 1, s->mix, g->Hq * g->Dh, T, 1, s->panel);
+    q35_product out = {&layer->o, s->x + from * D, D};
+    float *mixed = s->mix + from * g->Hq * g->Dh;
+    return q35_linear(team, &out, 1, mixed, g->Hq * g->Dh, answers, 1, s->panel);
 }

@@ -107,7 +107,7 @@ static void scan_head(void *arg, size_t h, int worker) {
 }
 
 int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, float *state,
-                 float *tail, q35_scratch *s, size_t T) {
+                 float *tail, q35_scratch *s, size_t T, size_t from) {
     const size_t C = 2 * g->Hk * g->Dk + g->Hv * g->Dv, vd = g->Hv * g->Dv, ld = C + vd + 2 * g->Hv;
     q35_product in[] = {{&layer->qkv, s->proj, ld},
                         {&layer->z, s->proj + C, ld},
@@ -117,6 +117,6 @@ int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *laye
     if (q35_linear(team, in, 4, s->h, g->D, T, 0, s->panel)) return 1;
     if (q35_parallel(team, 2 * g->Hk + g->Hv, 2 * T * g->K * g->Dk, conv_head, &j)) return 1;
     if (q35_parallel(team, g->Hv, 4 * T * g->Dk * g->Dv, scan_head, &j)) return 1;
-    q35_product out = {&layer->out, s->x, g->D};
-    return q35_linear(team, &out, 1, s->mix, vd, T, 1, s->panel);
+    q35_product out = {&layer->out, s->x + from * g->D, g->D};
+    return q35_linear(team, &out, 1, s->mix + from * vd, vd, T - from, 1, s->panel);
 }

@@ -27,26 +27,31 @@ static void embed(const qwen35_model *model, float *x, const int32_t *ids, size_
 }
 
 int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s,
-                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T) {
+                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T, size_t wanted) {
     const qwen35_geometry *g = &model->g;
+    const size_t D = g->D;
     embed(model, s->x, ids, T);
     q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, ldp, cache->rope_next, T);
-    size_t n_full = 0, n_linear = 0;
+    size_t n_full = 0, n_linear = 0, from = 0;
     for (size_t l = 0; l < g->L; l++) {
         const q35_layer *layer = &model->weights.layers[l];
-        if (q35_norm_tokens(team, s->h, s->x, layer->input_norm, g->eps, T, g->D)) return 1;
+        if (l + 1 == g->L) from = T - wanted;
+        if (q35_norm_tokens(team, s->h, s->x, layer->input_norm, g->eps, T, D)) return 1;
         if (layer->kind == QWEN35_FULL) {
-            if (q35_attention(team, g, layer, cache, n_full++, s, T)) return 1;
+            if (q35_attention(team, g, layer, cache, n_full++, s, T, from)) return 1;
         } else {
             float *state = q35_cache_state(cache, n_linear),
                   *tail = q35_cache_conv(cache, n_linear);
-            if (q35_deltanet(team, g, layer, state, tail, s, T)) return 1;
+            if (q35_deltanet(team, g, layer, state, tail, s, T, from)) return 1;
             n_linear++;
         }
-        if (q35_norm_tokens(team, s->h, s->x, layer->post_norm, g->eps, T, g->D)) return 1;
-        if (q35_mlp(team, g, layer, s, T)) return 1;
+        float *x = s->x + from * D, *h = s->h + from * D;
+        if (q35_norm_tokens(team, h, x, layer->post_norm, g->eps, T - from, D)) return 1;
+        if (q35_mlp(team, g, layer, s, T, from)) return 1;
     }
-    if (q35_norm_tokens(team, s->h, s->x, model->weights.final_norm, g->eps, T, g->D)) return 1;
+    const float *norm = model->weights.final_norm;
+    if (q35_norm_tokens(team, s->h + from * D, s->x + from * D, norm, g->eps, T - from, D))
+        return 1;
     cache->position += T;
     if (!positions) cache->rope_next += (int32_t)T;
     for (size_t i = 0; positions && i < 3; i++)

@@ -25,11 +25,12 @@ struct qwen35_model {
 q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status);
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch);
 
-/* Runs T <= Q35_CHUNK tokens through all layers. Their final-normed hidden states are left in
-   scratch->h [T, D]; the cache has moved T tokens on. positions [3, ldp] or NULL. Nonzero when
-   cancelled: the cache is half done. */
+/* Runs T <= Q35_CHUNK tokens through all layers. The final-normed hidden states of the last
+   `wanted` of them are left in the last rows of scratch->h [T, D]: what only the others would need
+   of the last layer is not computed. The cache has moved T tokens on. positions [3, ldp] or NULL.
+   Nonzero when cancelled: the cache is half done. */
 int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *scratch,
-                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T);
+                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T, size_t wanted);
 
 /* logits [T, V] of hidden states h [T, D]. */
 int q35_head(qwen35_model *model, q35_team *team, q35_scratch *scratch, float *logits,

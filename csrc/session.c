@@ -142,10 +142,12 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     else
         team->poll = NULL;
     const int32_t *positions = options->positions ? options->positions + done : NULL;
-    int stopped = q35_forward(model, team, cache, s, ids, positions, total, T);
-    if (!stopped && (options->all_logits || options->logprobs))
+    int all = options->all_logits || options->logprobs;
+    size_t wanted = all ? T : done + T == total ? 1 : 0;
+    int stopped = q35_forward(model, team, cache, s, ids, positions, total, T, wanted);
+    if (!stopped && all)
         stopped = chunk_logits(session, team, s, ids, T, done, options);
-    else if (!stopped && done + T == total)
+    else if (!stopped && wanted)
         stopped = q35_head(model, team, s, session->logits, s->h + (T - 1) * model->g.D, 1);
     team->poll = poll;
     if (stopped) {
@@ -155,7 +157,7 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         return 1;
     }
     memcpy(session->ids + position, ids, T * sizeof *ids);
-    session->has_logits = options->all_logits || options->logprobs || done + T == total;
+    session->has_logits = wanted > 0;
     return 0;
 }
 

@@ -12,8 +12,7 @@ TARGET_BEGIN("avx2,fma,f16c,bmi2")
 
 #define NAME(op) op##_avx2
 #define LANES 8
-#define DOT_ROWS 3 /* 3 x 4 sums + 3 rows + 1 token = 16 registers */
-#define DOT_TOKENS 4
+#define DOT_TOKENS 3 /* 4 x 3 sums + 3 tokens + 1 row = 16 registers */
 #define MIX_TOKENS 4 /* 4 x 2 sums + 2 rows + 1 weight = 11 registers */
 #define MIX_VECTORS 2
 
@@ -36,12 +35,6 @@ INLINE V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
 INLINE V vadd(V a, V b) { return _mm256_add_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
-INLINE float vsum(V v) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
 INLINE V widen(__m128i half, const q35_dtype dtype) {
     if (dtype == Q35_F16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
@@ -58,6 +51,11 @@ INLINE V vload_as_n(const void *w, size_t i, size_t n, const q35_dtype dtype) {
     memcpy(part, (const uint16_t *)w + i, n * sizeof *part);
     return widen(_mm_loadu_si128((const void *)part), dtype);
 }
+
+#include "sum.inl"
+
+INLINE float vsum(V v) { return sum8(v); }
+INLINE __m128 vsum4(V a, V b, V c, V d) { return sum8x4(a, b, c, d); }
 
 #include "simd.inl"
 

@@ -12,8 +12,7 @@ TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 
 #define NAME(op) op##_avx512
 #define LANES 16
-#define DOT_ROWS 6 /* 6 x 4 sums + 4 tokens + 1 row = 29 registers */
-#define DOT_TOKENS 4
+#define DOT_TOKENS 6 /* 4 x 6 sums + 6 tokens + 1 row = 31 registers */
 #define MIX_TOKENS 4 /* 4 x 4 sums + 4 rows + 1 weight = 21 registers */
 #define MIX_VECTORS 4
 
@@ -33,7 +32,9 @@ INLINE V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
 INLINE V vadd(V a, V b) { return _mm512_add_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
-INLINE float vsum(V v) { return _mm512_reduce_add_ps(v); }
+INLINE __m256 fold(V v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
 
 INLINE V widen(__m256i half, const q35_dtype dtype) {
     if (dtype == Q35_F16) return _mm512_cvtph_ps(half);
@@ -49,6 +50,11 @@ INLINE V vload_as_n(const void *w, size_t i, size_t n, const q35_dtype dtype) {
     if (dtype == Q35_F32) return vload_n((const float *)w + i, n);
     return widen(_mm256_maskz_loadu_epi16(first(n), (const uint16_t *)w + i), dtype);
 }
+
+#include "sum.inl"
+
+INLINE float vsum(V v) { return sum8(fold(v)); }
+INLINE __m128 vsum4(V a, V b, V c, V d) { return sum8x4(fold(a), fold(b), fold(c), fold(d)); }
 
 #include "simd.inl"
 

@@ -12,6 +12,15 @@
 
 #define SUM_LANES 16
 
+/* Before a loop whose i-th step touches element i of its arrays alone: it may be vectorized
+   although an output may be an input. Without it compilers compare the pointers and fall back to
+   scalars. */
+#if defined(__clang__)
+#define ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define ELEMENTWISE _Pragma("GCC ivdep")
+#endif
+
 static inline float bits_to_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -63,7 +72,7 @@ static float sum_of_squares(const float *x, size_t n) {
 
 static void NAME(rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n) {
     float factor = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
-    for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * scale[i];
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * scale[i];
 }
 
 static void NAME(l2_norm)(float *x, float scale, size_t n) {
@@ -72,30 +81,33 @@ static void NAME(l2_norm)(float *x, float scale, size_t n) {
 }
 
 static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
 }
 
 static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
 }
 
-/* Channels in pieces that fit registers: the piece is summed over the taps before y, which may be a
- * tap, is written. */
+/* Qwen3.5's four taps as one loop over the channels. */
+static void four_taps(float *y, const float *const *taps, const float *w, size_t ldw, size_t n) {
+    const float *a = taps[0], *b = taps[1], *c = taps[2], *d = taps[3];
+    const float *wa = w, *wb = w + ldw, *wc = w + 2 * ldw, *wd = w + 3 * ldw;
+    ELEMENTWISE for (size_t i = 0; i < n; i++) {
+        float sum = wa[i] * a[i] + wb[i] * b[i] + wc[i] * c[i] + wd[i] * d[i];
+        y[i] = sum / (1.0f + exp_f32(-sum));
+    }
+}
+
 static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw,
                             size_t K, size_t n) {
-    enum { PIECE = 32 };
-    for (size_t c = 0; c < n; c += PIECE) {
-        float sum[PIECE] = {0};
-        size_t m = n - c < PIECE ? n - c : PIECE;
-        if (m == PIECE) {
-            for (size_t j = 0; j < K; j++)
-                for (size_t i = 0; i < PIECE; i++) sum[i] += w[j * ldw + c + i] * taps[j][c + i];
-            for (size_t i = 0; i < PIECE; i++) y[c + i] = sum[i] / (1.0f + exp_f32(-sum[i]));
-            continue;
-        }
-        for (size_t j = 0; j < K; j++)
-            for (size_t i = 0; i < m; i++) sum[i] += w[j * ldw + c + i] * taps[j][c + i];
-        for (size_t i = 0; i < m; i++) y[c + i] = sum[i] / (1.0f + exp_f32(-sum[i]));
+    if (K == 4) {
+        four_taps(y, taps, w, ldw, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        float sum = 0;
+        for (size_t j = 0; j < K; j++) sum += w[j * ldw + i] * taps[j][i];
+        y[i] = sum / (1.0f + exp_f32(-sum));
     }
 }
 
