@@ -1,4 +1,6 @@
-"""The native module. Mechanism only: it takes checked arrays and numbers, and knows no files, prompts or templates."""
+"""The native module. Mechanism only: checked arrays and numbers go in; it knows no files, prompts
+or templates.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -42,7 +44,8 @@ class Model:
     def __init__(
         self,
         geometry: Geometry,
-        tensors: Mapping[str, NDArray[Any]],  # float32, float16, or bfloat16 seen as uint16; C-contiguous
+        # float32, float16, or bfloat16 seen as uint16; C-contiguous
+        tensors: Mapping[str, NDArray[Any]],
         *,
         threads: int = 1,
         kv_dtype: Dtype = "float16",
@@ -50,7 +53,9 @@ class Model:
     @property
     def threads(self) -> int: ...
     def memory(self) -> dict[str, int]:
-        """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (one session), scratch."""
+        """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (of
+        one session), scratch.
+        """
     def session(self, context: int) -> Session: ...
 
 class Snapshot:
@@ -83,13 +88,17 @@ class Session:
         position_ids: NDArray[np.int32] | None = None,  # [3, T]; None: continue
         progress: Callable[[int, int], object] | None = None,  # tokens done, tokens in all
     ) -> None:
-        """Append ids. KeyboardInterrupt (or what `progress` raises) leaves the session before the call's first token
-        that was not yet done in whole chunks; `position` tells."""
-    def logits_all(self, ids: NDArray[np.int32], *, position_ids: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+        """Append ids. KeyboardInterrupt (or what `progress` raises) leaves the session where the
+        last whole chunk ended; `position` tells.
+        """
+    def logits_all(
+        self, ids: NDArray[np.int32], *, position_ids: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
         """Append ids and return the logits after each, [T, V]."""
     def score(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Append ids (at least one token must be there before); log-probability of each under what precedes it [T],
-        and the most likely token at each place [T]. No [T, V] matrix is made."""
+        """Append ids (at least one token must be there before); log-probability of each under what
+        precedes it [T], and the most likely token at each place [T]. No [T, V] matrix is made.
+        """
     def snapshot(self) -> Snapshot: ...
     def restore(self, snapshot: Snapshot) -> None: ...
     def fork(self) -> Session: ...
@@ -119,11 +128,14 @@ class Session:
     ) -> NativeStream: ...
 
 class NativeStream(Iterator[tuple[int, float | None, list[tuple[int, float]]]]):
-    """Tokens as they are decoded: (id, logprob, [(id, logprob), ...]). The prompt is prefilled by the first next().
-    A stop token is yielded last; then finish_reason is "stop". The last token yielded is not yet in the session."""
+    """Tokens as they are decoded: (id, logprob, [(id, logprob), ...]).
+
+    The prompt is prefilled by the first next(). A stop token is yielded last; then finish_reason is
+    "stop". The last token yielded is not yet in the session.
+    """
 
     def cancel(self) -> None:
-        """From any thread: the stream ends at the next poll (within a layer) with finish_reason "cancelled"."""
+        """From any thread: end at the next poll (within a layer), finish_reason "cancelled"."""
     def force(self, ids: Sequence[int]) -> None:
         """These tokens come next instead of sampled ones."""
     @property
@@ -132,8 +144,15 @@ class NativeStream(Iterator[tuple[int, float | None, list[tuple[int, float]]]]):
     def timings(self) -> dict[str, float]:
         """prompt_tokens, prefill_s, decode_tokens, decode_s."""
 
-def sample(logits: NDArray[np.float32], *, coin: float, history: NDArray[np.int32], n_prompt: int, **fields: Any) -> int:
-    """One draw with the sampler's own code, for tests: `coin` in [0, 1) takes the place of the generator."""
+def sample(
+    logits: NDArray[np.float32],
+    *,
+    coin: float,
+    history: NDArray[np.int32],
+    n_prompt: int,
+    **fields: Any,
+) -> int:
+    """One draw with the sampler's own code, for tests: `coin` in [0, 1) is the random number."""
 
 def kernels() -> tuple[str, ...]:
     """Targets this machine can run, best last, for tests."""

@@ -1,6 +1,7 @@
 """The errors qwen35 raises where Python has no exact word for them.
 
-Every message says what failed, in which file, tensor or argument, what was found, what was expected and what to do.
+Every message says what failed, in which file, tensor or argument, what was found, what was expected
+and what to do.
 """
 
 
@@ -37,4 +38,4 @@ class BusyError(Error, RuntimeError):
 
 
 class ForkError(Error, RuntimeError):
-    """The process forked after the model was loaded; load it in the child, or start processes with "spawn"."""
+    """The process forked after the model was loaded: load it in the child, or "spawn" processes."""

@@ -72,8 +72,8 @@ def load(
     threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32".
     rope_scaling: replaces that of the file, e.g. {"rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 262144}.
-    mtp: draft layer; "auto" uses it where the weights are there, True insists. vision: False leaves
-        the tower out.
+    mtp: draft layer; True insists that its weights are there. No drafts are made yet, nor images
+        read: vision changes nothing yet.
     progress: None draws a bar on a terminal or in a notebook, False none; or a function of
         (done_bytes, total_bytes, stage).
     check: read every weight and refuse NaN and infinity.
@@ -109,6 +109,7 @@ def load(
             context=_context(checkpoint.config, context),
             threads=default_threads() if threads is None else threads,
             kv_dtype=_kv_dtype(kv_dtype, dtype),
+            bars=progress if isinstance(progress, bool) else None,
         )
     except BaseException:
         checkpoint.close()
@@ -260,7 +261,13 @@ def _to_bfloat16(tensors: Tensors, report: Report) -> None:
 
 
 def _model(
-    checkpoint: Checkpoint, *, dtype: str, context: int, threads: int, kv_dtype: str
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    context: int,
+    threads: int,
+    kv_dtype: str,
+    bars: bool | None,
 ) -> "Model":
     from . import _core
     from .model import Model
@@ -270,7 +277,15 @@ def _model(
     tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
     tokenizer: Any = _tokenizer(checkpoint)
-    return Model(checkpoint, core, tokenizer, context=context, dtype=dtype, kv_dtype=kv_dtype)
+    return Model(
+        checkpoint,
+        core,
+        tokenizer,
+        context=context,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        progress=bars,
+    )
 
 
 def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":

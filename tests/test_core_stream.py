@@ -1,4 +1,6 @@
-"""Native token streams and the sampler. Oracle: NumPy (softmax, sorting, vLLM's order of cuts) and plain prefill calls."""
+"""Native token streams and the sampler. Oracle: NumPy (softmax, sorting, vLLM's order of cuts), and
+plain prefill calls.
+"""
 
 from __future__ import annotations
 
