@@ -1,7 +1,8 @@
 """Builds the native core. All metadata is in pyproject.toml.
 
-No instruction set is assumed: files under csrc/kernels carry their own, and the best one is chosen
-when the module is imported. OpenBLAS comes from the scipy-openblas32 wheel, at build and at run time.
+No instruction set is assumed: files under csrc/kernels carry their own, and the best one is
+chosen when the module is imported. OpenBLAS comes from the scipy-openblas32 wheel, at build and at
+run time.
 """
 
 import os
@@ -27,8 +28,8 @@ flags = [
 flags += os.environ.get("QWEN35_CFLAGS", "").split()  # CI: -Werror, sanitizers
 
 blas_library_dir = scipy_openblas32.get_lib_dir()
-# An installed package finds the wheel of OpenBLAS beside it in site-packages, a build in place where
-# it is now.
+# An installed package finds the wheel of OpenBLAS beside it in site-packages, a build in place
+# where it is now.
 in_place = {"--inplace", "-i", "editable_wheel", "develop"} & set(sys.argv)
 run_paths = ["$ORIGIN/../scipy_openblas32/lib", *([blas_library_dir] if in_place else [])]
 

@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Ask tiny held-out questions, greedily, and count the right answers.
+
+    python examples/tiny/evaluate.py --backend qwen35
+    python examples/tiny/evaluate.py --backend transformers --n 100 --out /tmp/tiny-eval
+
+Prints two tables (task by thinking mode; needle by distance), writes OUT/results.json and, where
+matplotlib is installed, OUT/needle.png. An answer counts when its text, or its tool call with all
+arguments, is exactly the expected one and the model ended it by itself; what it thought before does
+not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from render import Renderer
+from tasks import EVALUATED, Example, example, needle
+
+FOLDER = Path(__file__).resolve().parents[2] / "qwen35" / "tiny"
+DISTANCES = (50, 100, 200, 300, 500, 1000, 1500, 2000)
+MAX_TOKENS = 160
+CALL = re.compile(r"<tool_call>\s*<function=([^>\n]+)>\n(.*?)</function>\s*</tool_call>", re.S)
+PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>", re.S)
+
+
+class Backend(Protocol):
+    """Something that answers an Example: (text, [(tool, {argument: text})], ended by itself)."""
+
+    def reply(self, one: Example) -> tuple[str, list[tuple[str, dict[str, str]]], bool]: ...
+
+
+def plain(value: Any) -> str:
+    """An argument as the text the model wrote it as."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Qwen35:
+    """This package."""
+
+    def __init__(self, folder: Path):
+        import qwen35
+
+        self.model = qwen35.load(str(folder))
+
+    def reply(self, one: Example) -> tuple[str, list[tuple[str, dict[str, str]]], bool]:
+        answer = self.model.chat(
+            one.messages,
+            tools=one.tools,
+            enable_thinking=one.thinking,
+            temperature=0,
+            max_tokens=MAX_TOKENS,
+        ).result()
+        calls = [(c.name, {k: plain(v) for k, v in c.arguments.items()}) for c in answer.tool_calls]
+        return answer.text.strip(), calls, answer.finish_reason in ("stop", "tool_calls")
+
+
+class Transformers:
+    """The reference implementation, f32."""
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoTokenizer, Qwen3_5ForConditionalGeneration
+
+        self.torch = torch
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+
+    def reply(self, one: Example) -> tuple[str, list[tuple[str, dict[str, str]]], bool]:
+        prompt = self.tokenizer.apply_chat_template(
+            one.messages,
+            tools=one.tools,
+            add_generation_prompt=True,
+            enable_thinking=one.thinking,
+            tokenize=False,
+        )
+        ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        with self.torch.no_grad():
+            out = self.model.generate(ids, max_new_tokens=MAX_TOKENS, do_sample=False)
+        new = out[0, ids.shape[1] :]
+        ended = new[-1].item() == self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        text = self.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=False)
+        if one.thinking:
+            text = text.partition("</think>")[2]
+        calls = [(name, dict(PARAMETER.findall(body))) for name, body in CALL.findall(text)]
+        return CALL.sub("", text).strip(), calls, ended
+
+
+def correct(one: Example, text: str, calls: list[tuple[str, dict[str, str]]], ended: bool) -> bool:
+    """Whether the reply is the expected one."""
+    wanted = [
+        (c["function"]["name"], {k: plain(v) for k, v in c["function"]["arguments"].items()})
+        for c in one.tool_calls or []
+    ]
+    return ended and text == one.answer and calls == wanted
+
+
+def distance_examples(
+    renderer: Renderer, distance: int, thinking: bool, n: int, seed: int
+) -> list[Example]:
+    """Held-out needles whose fact ends `distance` tokens, within 8, before the assistant's turn."""
+    rng, out = Random(f"{seed} {distance} {thinking}"), []
+    after = distance / 9
+    while len(out) < n:
+        one = needle(rng, True, 1.0, before=rng.randint(0, 6), after=round(after))
+        one.thinking = thinking
+        prompt, _ = renderer.text(one)
+        tail = prompt[prompt.rindex(one.reasoning) + len(one.reasoning) :]
+        actual = len(renderer.tokenizer.encode(tail, add_special_tokens=False).ids)
+        after = max(0, after + (distance - actual) / 18)
+        if abs(actual - distance) <= 8:
+            out.append(one)
+    return out
+
+
+def run(backend: Backend, examples: list[Example], show: int) -> dict[str, float]:
+    """Accuracy and share of answers that stopped by themselves."""
+    right = stopped = 0
+    for one in examples:
+        text, calls, ended = backend.reply(one)
+        ok = correct(one, text, calls, ended)
+        right, stopped = right + ok, stopped + ended
+        if not ok and show > 0:
+            show -= 1
+            asked = one.messages[-1]["content"][-150:]
+            print(
+                f"  wrong ({one.task}): {asked!r} -> {text!r} {calls or ''}, wanted {one.answer!r}"
+            )
+    return {
+        "accuracy": right / len(examples),
+        "stopped": stopped / len(examples),
+        "n": len(examples),
+    }
+
+
+def picture(curve: dict[str, dict[str, dict]], path: Path) -> bool:
+    """Needle accuracy over distance; False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    for mode, points in curve.items():
+        axes.plot(
+            [int(d) for d in points],
+            [100 * p["accuracy"] for p in points.values()],
+            "o-",
+            label=mode,
+        )
+    axes.set(xlabel="tokens between fact and answer", ylabel="correct, %", ylim=(0, 103))
+    axes.axhline(90, color="gray", linewidth=0.8, linestyle=":")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ap.add_argument("--folder", type=Path, default=FOLDER)
+    ap.add_argument("--backend", choices=("qwen35", "transformers"), default="qwen35")
+    ap.add_argument("--n", type=int, default=100, help="questions per task and mode")
+    ap.add_argument(
+        "--distance-n", type=int, default=50, help="questions per needle distance and mode"
+    )
+    ap.add_argument(
+        "--level", type=float, default=0.4, help="curriculum level, sets the needle's length"
+    )
+    ap.add_argument("--seed", type=int, default=2026)
+    ap.add_argument("--show", type=int, default=0, help="wrong answers to print per row")
+    ap.add_argument(
+        "--out", type=Path, default=Path("."), help="folder for results.json and needle.png"
+    )
+    args = ap.parse_args()
+    renderer, start = Renderer(args.folder), time.monotonic()
+    backend = {"qwen35": Qwen35, "transformers": Transformers}[args.backend](args.folder)
+    modes = {"direct": False, "thinking": True}
+    tasks: dict[str, dict] = {}
+    print("| task | direct | thinking | stopped |\n|---|---:|---:|---:|", flush=True)
+    for task in EVALUATED:
+        row = tasks[task] = {}
+        for mode, thinking in modes.items():
+            rng = Random(f"{args.seed} {task} {mode}")
+            many = [
+                example(rng, task, held=True, level=args.level, thinking=thinking)
+                for _ in range(args.n)
+            ]
+            row[mode] = run(backend, many, args.show)
+        ended = min(r["stopped"] for r in row.values())
+        cells = " | ".join(f"{100 * r['accuracy']:.0f} %" for r in row.values())
+        print(f"| {task} | {cells} | {100 * ended:.0f} % |", flush=True)
+    curve: dict[str, dict[str, dict]] = {mode: {} for mode in modes}
+    print("\n| tokens back | direct | thinking |\n|---:|---:|---:|", flush=True)
+    for distance in DISTANCES:
+        for mode, thinking in modes.items():
+            many = distance_examples(renderer, distance, thinking, args.distance_n, args.seed)
+            curve[mode][str(distance)] = run(backend, many, args.show)
+        cells = " | ".join(f"{100 * curve[m][str(distance)]['accuracy']:.0f} %" for m in modes)
+        print(f"| {distance} | {cells} |", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"backend": args.backend, "seed": args.seed, "tasks": tasks, "needle": curve}
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    drawn = picture(curve, args.out / "needle.png")
+    written = "results.json and needle.png" if drawn else "results.json"
+    print(f"\n{time.monotonic() - start:.0f} s; {written} in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
