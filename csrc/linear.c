@@ -11,10 +11,13 @@
 
 #include "kernels/kernels.h"
 
-#define BLOCK_BYTES \
-    ((size_t)256 << 10) /* of weights in one task: half of a small second-level cache */
-#define BLOCK_ROWS 24   /* blocks are a multiple: whole register tiles of every target */
-#define PANEL_ROWS 256  /* rows expanded at once for BLAS */
+/* Of weights in one task: they stay in the second-level cache beside the tokens. With few tokens
+   they are read once, and longer runs of memory are read faster. */
+#define BLOCK_BYTES ((size_t)128 << 10)
+#define BLOCK_BYTES_FEW ((size_t)256 << 10)
+#define FEW_TOKENS 16
+#define BLOCK_ROWS 24  /* blocks are a multiple: whole register tiles of every target */
+#define PANEL_ROWS 256 /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
@@ -32,8 +35,9 @@ typedef struct job {
     int add;
 } job;
 
-static size_t rows_per_block(const q35_matrix *w) {
-    size_t rows = BLOCK_BYTES / (w->cols * q35_dtype_bytes(w->dtype));
+static size_t rows_per_block(const q35_matrix *w, size_t T) {
+    size_t bytes = T < FEW_TOKENS ? BLOCK_BYTES_FEW : BLOCK_BYTES;
+    size_t rows = bytes / (w->cols * q35_dtype_bytes(w->dtype));
     return rows < BLOCK_ROWS ? BLOCK_ROWS : rows / BLOCK_ROWS * BLOCK_ROWS;
 }
 
@@ -103,7 +107,7 @@ int q35_linear(q35_team *team, const q35_product *products, size_t n, const floa
     job j = {.products = products, .n = n, .x = x, .ldx = ldx, .T = T, .add = add};
     size_t all_rows = 0;
     for (size_t p = 0; p < n; p++) {
-        j.rows_per_block[p] = rows_per_block(products[p].w);
+        j.rows_per_block[p] = rows_per_block(products[p].w, T);
         size_t blocks = (products[p].w->rows + j.rows_per_block[p] - 1) / j.rows_per_block[p];
         j.first_block[p + 1] = j.first_block[p] + blocks;
         all_rows += products[p].w->rows;
