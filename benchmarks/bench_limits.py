@@ -63,6 +63,7 @@ def first_token(path: str) -> dict[str, Any]:
         "load_s": loaded - start,
         "first_token_s": first - start,
         "peak_resident": resident_bytes("VmHWM"),
+        "resident": resident_bytes("VmRSS"),
         "weights": plan["weights"],
         "plan": plan,
     }
@@ -138,6 +139,7 @@ def main() -> None:
         "load_s": median_of(starts, "load_s"),
         "first_token_s": median_of(starts, "first_token_s"),
         "peak_resident_over_weights": median_of(starts, "peak_resident") / weights,
+        "resident_over_weights": median_of(starts, "resident") / weights,
         "peak_resident_GB": median_of(starts, "peak_resident") / 1e9,
         "weights_GB": weights / 1e9,
         "interrupt_s": max(run["interrupt_s"] for run in stops),
