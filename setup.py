@@ -6,12 +6,13 @@ run time.
 """
 
 import os
-import sys
+import sysconfig
 from pathlib import Path
 
 import numpy
 import scipy_openblas32
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 SOURCES = sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc").rglob("*.c"))
@@ -28,12 +29,24 @@ flags = [
 flags += os.environ.get("QWEN35_CFLAGS", "").split()  # CI: -Werror, sanitizers
 
 blas_library_dir = scipy_openblas32.get_lib_dir()
-# An installed package finds the wheel of OpenBLAS beside it in site-packages, a build in place
-# where it is now.
-in_place = {"--inplace", "-i", "editable_wheel", "develop"} & set(sys.argv)
-run_paths = ["$ORIGIN/../scipy_openblas32/lib", *([blas_library_dir] if in_place else [])]
+# An installed package finds the wheel of OpenBLAS beside it in site-packages; the copy in the source
+# tree finds it in the environment that this build is for.
+wheel = "scipy_openblas32/lib"
+run_paths = [f"$ORIGIN/../{wheel}", f"{sysconfig.get_paths()['platlib']}/{wheel}"]
+
+
+class BuildExt(build_ext):
+    """Leaves the module in the source tree as well: after `pip install .` Python started there
+    finds the package in the tree first, and it works."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.inplace:
+            self.copy_extensions_to_source()
+
 
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=[
         Extension(
             "qwen35._core",
@@ -49,5 +62,5 @@ setup(
                 *(f"-Wl,-rpath,{path}" for path in run_paths),
             ],
         )
-    ]
+    ],
 )
