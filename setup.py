@@ -29,8 +29,8 @@ flags = [
 flags += os.environ.get("QWEN35_CFLAGS", "").split()  # CI: -Werror, sanitizers
 
 blas_library_dir = scipy_openblas32.get_lib_dir()
-# An installed package finds the wheel of OpenBLAS beside it in site-packages; the copy in the source
-# tree finds it in the environment that this build is for.
+# An installed package finds the wheel of OpenBLAS beside it in site-packages; the copy in the
+# source tree finds it in the environment that this build is for.
 wheel = "scipy_openblas32/lib"
 run_paths = [f"$ORIGIN/../{wheel}", f"{sysconfig.get_paths()['platlib']}/{wheel}"]
 
