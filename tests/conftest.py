@@ -4,11 +4,17 @@ QWEN35_FUZZ=100000 python -m pytest tests/test_safetensors_file.py -k fuzz
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
 from hypothesis import HealthCheck, settings
+
+# A shell starts background jobs with SIGINT ignored, and children would inherit that: the tests of
+# Ctrl-C need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "default",
