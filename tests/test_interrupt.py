@@ -22,7 +22,7 @@ import qwen35
 warnings.simplefilter("ignore")
 model = qwen35.load(sys.argv[1], threads=1)
 rng = random.Random(1)
-long_ids = [rng.randrange(250) for _ in range(12_000)]
+long_ids = [rng.randrange(250) for _ in range(60_000)]
 short = dict(max_tokens=30, temperature=0, ignore_eos=True)
 
 def interrupt_after(seconds):
@@ -32,7 +32,7 @@ def interrupt_after(seconds):
     return timer
 
 def interrupted(work):
-    interrupt_after(0.2)
+    interrupt_after(0.1)
     try:
         work()
     except KeyboardInterrupt:
