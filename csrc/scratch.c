@@ -31,7 +31,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
         {&s->sine, T * g->Dr / 2},
         {&s->logits, Q35_LOGIT_ROWS * g->V},
         {&s->worker, (size_t)threads * s->worker_floats},
-        {&s->backup, state_floats},
+        {&s->backup, state_floats + 1},
         {&s->panel, q35_linear_panel_floats(widest)},
     };
     size_t used = 0;
