@@ -23,9 +23,7 @@ typedef struct mixer_job {
     size_t T, C, ld; /* convolved channels; floats of a proj row: qkv C, z Hv Dv, b Hv, a Hv */
 } mixer_job;
 
-size_t q35_deltanet_worker_floats(const qwen35_geometry *g) {
-    return (g->K - 1) * CONV_CHANNELS + g->K * 2;
-}
+size_t q35_deltanet_worker_floats(const qwen35_geometry *g) { return (g->K - 1) * CONV_CHANNELS; }
 
 /* Convolves channels c .. c+n in place. Runs from the last token back: a row is overwritten only
    when no earlier row needs it any more. The raw tail is saved first, and stored last, since the
@@ -33,7 +31,7 @@ size_t q35_deltanet_worker_floats(const qwen35_geometry *g) {
 static void convolve(const mixer_job *j, float *saved, size_t c, size_t n) {
     const size_t K = j->g->K, ld = j->ld, T = j->T;
     float *x = j->s->proj + c, *tail = j->tail + c;
-    const float *taps[16];
+    const float *taps[Q35_MAX_TAPS];
     for (size_t i = 0; i + 1 < K; i++) {
         size_t row = T + i; /* in the sequence: tail rows 0 .. K-2, then tokens */
         const float *from = row < K - 1 ? tail + row * j->C : x + (row - (K - 1)) * ld;

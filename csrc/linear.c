@@ -6,7 +6,6 @@
  * and leave the product to OpenBLAS. */
 #include "linear.h"
 
-#include <limits.h>
 #include <pthread.h>
 
 #include "kernels/kernels.h"

@@ -97,8 +97,9 @@ static int check_geometry(const qwen35_geometry *g, qwen35_status *status) {
     if (g->Dr > g->Dh || g->Dr % 2 || g->Dr == 0)
         return q35_fail(status, Q35_ARGUMENT, "geometry: %zu rotary dims of a head of %zu", g->Dr,
                         g->Dh);
-    if (g->K > 16)
-        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most 16", g->K);
+    if (g->K > Q35_MAX_TAPS)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most %d", g->K,
+                        Q35_MAX_TAPS);
     return Q35_OK;
 }
 

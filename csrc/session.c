@@ -86,13 +86,12 @@ static int check_append(const qwen35_session *session, const int32_t *ids, size_
     if (session->model->pid != getpid())
         return q35_fail(status, Q35_FORKED,
                         "this process was forked after the model was loaded, and its threads "
-                        "stayed behind; load the "
-                        "model in the child, or start processes with \"spawn\"");
+                        "stayed behind; load the model in the child, or start processes with "
+                        "\"spawn\"");
     if (T > session->context || position > session->context - T)
         return q35_fail(status, Q35_CONTEXT,
                         "%zu tokens after the %zu already there are more than the context of %zu; "
-                        "load the model with "
-                        "a larger context=",
+                        "load the model with a larger context=",
                         T, position, session->context);
     for (size_t t = 0; t < T; t++)
         if (ids[t] < 0 || (size_t)ids[t] >= V)
@@ -148,7 +147,7 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     if (!stopped && all)
         stopped = chunk_logits(session, team, s, ids, T, done, options);
     else if (!stopped && wanted)
-        stopped = q35_head(model, team, s, session->logits, s->h + (T - 1) * model->g.D, 1);
+        stopped = q35_head(model, team, s, s->logits, s->h + (T - 1) * model->g.D, 1);
     team->poll = poll;
     if (stopped) {
         memcpy(cache->state, s->backup, state_bytes);
@@ -156,6 +155,7 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         cache->rope_next = rope_next;
         return 1;
     }
+    if (wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
     memcpy(session->ids + position, ids, T * sizeof *ids);
     session->has_logits = wanted > 0;
     return 0;
@@ -238,10 +238,8 @@ qwen35_session *qwen35_session_fork(qwen35_session *session, qwen35_status *stat
     qwen35_session *fork = qwen35_session_new(session->model, session->context, status);
     if (!fork) return NULL;
     size_t position = session->cache.position;
-    if (q35_cache_copy(&fork->cache, &session->cache, status)) goto fail;
-    fork->cache.position = 0; /* reserve_ids copies what is there: nothing yet */
     if (reserve_ids(fork, position, status)) goto fail;
-    fork->cache.position = position;
+    if (q35_cache_copy(&fork->cache, &session->cache, status)) goto fail;
     if (position) memcpy(fork->ids, session->ids, position * sizeof(int32_t));
     memcpy(fork->logits, session->logits, session->model->g.V * sizeof(float));
     fork->has_logits = session->has_logits;

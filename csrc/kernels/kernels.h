@@ -19,6 +19,9 @@
    cache. */
 #define Q35_DELTA_COLS 32
 
+/* Convolution taps that a caller's table of row pointers has room for. */
+#define Q35_MAX_TAPS 16
+
 /* y[i] = (float)x[i] */
 typedef void q35_expand_fn(float *y, const void *x, size_t n);
 /* y[i] = (storage)x[i], rounded to nearest even */

@@ -96,9 +96,10 @@ static PyObject *call(const q35_kernels *k, const char *name, const span *a, siz
     } else if (IS("sigmoid_mul", 3)) {
         k->sigmoid_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
     } else if (IS("conv_silu", 3)) {
-        const float *taps[16];
-        if (a[1].rows > 16)
-            return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most 16", a[1].rows);
+        const float *taps[Q35_MAX_TAPS];
+        if (a[1].rows > Q35_MAX_TAPS)
+            return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most %d", a[1].rows,
+                                Q35_MAX_TAPS);
         for (size_t i = 0; i < a[1].rows; i++) taps[i] = (const float *)a[1].data + i * a[1].stride;
         k->conv_silu(a[0].data, taps, a[2].data, a[2].stride, a[1].rows, a[1].cols);
     } else if (IS("softmax_step", 1)) {
