@@ -58,10 +58,15 @@ ALWAYS void dot_rows(float *y, size_t ldy, const void *w, size_t ldw, const floa
     for (; r < rows; r++) dot_tile(y + r, ldy, w, r * ldw, ldw, x, ldx, n, add, dtype, 1, T);
 }
 
-/* Few tokens wait for memory, not for arithmetic: one row after the other is the order in which the
-   hardware reads ahead best (measured: 34 GB/s against 21 with several rows side by side). */
+/* Tokens that stand alone wait for memory, not for arithmetic: one row after the other is the order
+   in which the hardware reads ahead best (measured: 34 GB/s against 21 with several rows side by
+   side). Behind full tiles the weights are in cache already. */
 ALWAYS void dot_few(float *y, size_t ldy, const void *w, size_t ldw, const float *x, size_t ldx,
-                    size_t rows, size_t n, int add, const q35_dtype dtype, const int T) {
+                    size_t rows, size_t n, int add, const q35_dtype dtype, int alone, const int T) {
+    if (!alone) {
+        dot_rows(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, T);
+        return;
+    }
     for (size_t r = 0; r < rows; r++)
         dot_tile(y + r, ldy, w, r * ldw, ldw, x, ldx, n, add, dtype, 1, T);
 }
@@ -73,13 +78,14 @@ ALWAYS void dot_any(float *y, size_t ldy, const void *w, size_t ldw, const float
         dot_rows(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, rows, n, add, dtype, DOT_TOKENS);
     y += t * ldy;
     x += t * ldx;
+    int alone = t == 0;
     switch (tokens - t) { /* less than DOT_TOKENS */
-    case 1: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, 1); break;
-    case 2: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, 2); break;
+    case 1: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, alone, 1); break;
+    case 2: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, alone, 2); break;
 #if DOT_TOKENS > 3
-    case 3: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, 3); break;
-    case 4: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, 4); break;
-    case 5: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, 5); break;
+    case 3: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, alone, 3); break;
+    case 4: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, alone, 4); break;
+    case 5: dot_few(y, ldy, w, ldw, x, ldx, rows, n, add, dtype, alone, 5); break;
 #endif
     }
 }
@@ -149,8 +155,9 @@ TYPED(bf16, Q35_BF16)
 
 /* ---- delta ---- */
 
-/* C vectors of columns, the last of them `tail` wide (0: full). Two sets of sums, even and odd
-   rows, hide the latency of the multiply-adds. */
+/* C vectors of columns, the last of them `tail` wide (0: full). One walk over the state a token: it
+   writes what the token before decided (last_decay, last_k, d) and reads this token's products on
+   the way. */
 ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const float *q,
                        const float *k, size_t ldqk, const float *v, size_t ldv, const float *decay,
                        const float *beta, size_t tokens, size_t Dk, const int C,
@@ -158,48 +165,41 @@ ALWAYS void delta_cols(float *out, size_t ldo, float *state, size_t lds, const f
 #define LOAD_COLS(p, c) (tail ? vload_n((p) + (c) * LANES, tail) : vload((p) + (c) * LANES))
 #define STORE_COLS(p, c, x) \
     (tail ? vstore_n((p) + (c) * LANES, x, tail) : vstore((p) + (c) * LANES, x))
+    V d[Q35_DELTA_COLS / LANES], last_decay = vset(1);
+    for (int c = 0; c < C; c++) d[c] = vzero();
+    const float *last_k = k;
     for (size_t t = 0; t < tokens; t++) {
         const float *qt = q + t * ldqk, *kt = k + t * ldqk;
-        V read_k[2][Q35_DELTA_COLS / LANES], read_q[2][Q35_DELTA_COLS / LANES],
-            d[Q35_DELTA_COLS / LANES];
-        for (int c = 0; c < C; c++)
-            read_k[0][c] = read_k[1][c] = read_q[0][c] = read_q[1][c] = vzero();
-        size_t i = 0;
-        for (; i + 2 <= Dk; i += 2) {
-            for (int odd = 0; odd < 2; odd++) {
-                V ki = vset(kt[i + (size_t)odd]), qi = vset(qt[i + (size_t)odd]);
-                for (int c = 0; c < C; c++) {
-                    V s = LOAD_COLS(state + (i + (size_t)odd) * lds, c);
-                    read_k[odd][c] = vfma(s, ki, read_k[odd][c]);
-                    read_q[odd][c] = vfma(s, qi, read_q[odd][c]);
-                }
-            }
-        }
-        for (; i < Dk; i++) {
+        V read_k[Q35_DELTA_COLS / LANES], read_q[Q35_DELTA_COLS / LANES];
+        for (int c = 0; c < C; c++) read_k[c] = read_q[c] = vzero();
+        for (size_t i = 0; i < Dk; i++) {
+            V last_ki = vset(last_k[i]), ki = vset(kt[i]), qi = vset(qt[i]);
             for (int c = 0; c < C; c++) {
-                V s = LOAD_COLS(state + i * lds, c);
-                read_k[0][c] = vfma(s, vset(kt[i]), read_k[0][c]);
-                read_q[0][c] = vfma(s, vset(qt[i]), read_q[0][c]);
+                V s = vmul(last_decay, LOAD_COLS(state + i * lds, c));
+                s = vfma(last_ki, d[c], s);
+                STORE_COLS(state + i * lds, c, s);
+                read_k[c] = vfma(s, ki, read_k[c]);
+                read_q[c] = vfma(s, qi, read_q[c]);
             }
         }
         V kq_lanes = vzero();
-        for (i = 0; i + LANES <= Dk; i += LANES)
-            kq_lanes = vfma(vload(kt + i), vload(qt + i), kq_lanes);
+        size_t i = 0;
+        for (; i + LANES <= Dk; i += LANES) kq_lanes = vfma(vload(kt + i), vload(qt + i), kq_lanes);
         if (i < Dk) kq_lanes = vfma(vload_n(kt + i, Dk - i), vload_n(qt + i, Dk - i), kq_lanes);
         V kq = vset(vsum(kq_lanes)), decay_t = vset(decay[t]), beta_t = vset(beta[t]);
         for (int c = 0; c < C; c++) {
-            V rk = vadd(read_k[0][c], read_k[1][c]), rq = vadd(read_q[0][c], read_q[1][c]);
-            d[c] = vmul(beta_t, vsub(LOAD_COLS(v + t * ldv, c), vmul(decay_t, rk)));
-            /* S^T q after the update = decay S^T q + (k . q) d: the state is read once for both
-             * products */
-            STORE_COLS(out + t * ldo, c, vfma(kq, d[c], vmul(decay_t, rq)));
+            d[c] = vmul(beta_t, vsub(LOAD_COLS(v + t * ldv, c), vmul(decay_t, read_k[c])));
+            /* S^T q after the update = decay S^T q + (k . q) d */
+            STORE_COLS(out + t * ldo, c, vfma(kq, d[c], vmul(decay_t, read_q[c])));
         }
-        for (i = 0; i < Dk; i++) {
-            V ki = vset(kt[i]);
-            for (int c = 0; c < C; c++) {
-                V s = LOAD_COLS(state + i * lds, c);
-                STORE_COLS(state + i * lds, c, vfma(ki, d[c], vmul(decay_t, s)));
-            }
+        last_decay = decay_t;
+        last_k = kt;
+    }
+    for (size_t i = 0; i < Dk; i++) {
+        V last_ki = vset(last_k[i]);
+        for (int c = 0; c < C; c++) {
+            V s = vmul(last_decay, LOAD_COLS(state + i * lds, c));
+            STORE_COLS(state + i * lds, c, vfma(last_ki, d[c], s));
         }
     }
 #undef LOAD_COLS
