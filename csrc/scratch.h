@@ -5,7 +5,7 @@
 
 #include "qwen35.h"
 
-#define Q35_CHUNK 512    /* tokens in one forward call at most */
+#define Q35_CHUNK 256    /* tokens in one forward call at most */
 #define Q35_LOGIT_ROWS 8 /* rows of logits computed at once where all are wanted */
 
 typedef struct q35_scratch {

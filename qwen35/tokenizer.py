@@ -4,7 +4,7 @@ tokenizer.json -> one BPE model in memory -> two encoders over it: one that know
 (<|im_end|>, <think>, ...) and one that does not. The second is the default, so that text from
 outside never becomes a control token. Decoding works on bytes: every token is a byte string, and a
 text is the UTF-8 of the joined bytes. Does not render conversations (chat.py) and does not
-interpret what a model says (answer_parser.py).
+interpret what a model says (answer.py).
 """
 
 from __future__ import annotations
