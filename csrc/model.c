@@ -16,22 +16,57 @@
 #include "mem.h"
 #include "mlp.h"
 #include "norm_rope.h"
+#include "vision.h"
 
-static void embed(const qwen35_model *model, float *x, const int32_t *ids, size_t T) {
+int q35_check_process(const qwen35_model *model, qwen35_status *status) {
+    if (model->pid == getpid()) return Q35_OK;
+    return q35_fail(status, Q35_FORKED,
+                    "this process was forked after the model was loaded, and its threads stayed "
+                    "behind; load the model in the child, or start processes with \"spawn\"");
+}
+
+int q35_is_visual(const qwen35_model *model, int32_t id) {
+    const qwen35_vision_geometry *v = model->g.vision;
+    return v && (id == v->image_token || id == v->video_token);
+}
+
+/* x = the tokens' rows of the embedding, or of the features where they stand for an image. */
+static void embed(const qwen35_model *model, float *x, const q35_input *in) {
     const q35_matrix *table = &model->weights.embedding;
-    size_t row_bytes = table->cols * q35_dtype_bytes(table->dtype);
-    for (size_t t = 0; t < T; t++)
-        q35_kernel->expand[table->dtype](x + t * table->cols,
-                                         (const char *)table->data + (size_t)ids[t] * row_bytes,
-                                         table->cols);
+    const size_t D = table->cols, row_bytes = D * q35_dtype_bytes(table->dtype);
+    const float *feature = in->features;
+    for (size_t t = 0; t < in->T; t++) {
+        if (feature && q35_is_visual(model, in->ids[t])) {
+            memcpy(x + t * D, feature, D * sizeof *x);
+            feature += qwen35_vision_feature_floats(model);
+            continue;
+        }
+        const char *row = (const char *)table->data + (size_t)in->ids[t] * row_bytes;
+        q35_kernel->expand[table->dtype](x + t * D, row, D);
+    }
+}
+
+/* DeepStack: the features' part for this layer is added to its output. */
+static void add_deep_features(const qwen35_model *model, float *x, const q35_input *in,
+                              size_t layer) {
+    const size_t D = model->g.D;
+    if (!in->features || layer >= model->vision.n_deep) return;
+    const float *feature = in->features + (1 + layer) * D;
+    for (size_t t = 0; t < in->T; t++) {
+        if (!q35_is_visual(model, in->ids[t])) continue;
+        q35_kernel->add(x + t * D, feature, D);
+        feature += qwen35_vision_feature_floats(model);
+    }
 }
 
 int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s,
-                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T, size_t wanted) {
+                const q35_input *in, size_t wanted) {
     const qwen35_geometry *g = &model->g;
-    const size_t D = g->D;
-    embed(model, s->x, ids, T);
-    q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, ldp, cache->rope_next, T);
+    const size_t D = g->D, T = in->T;
+    const int32_t *positions = in->positions;
+    embed(model, s->x, in);
+    q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, in->ldp, cache->rope_next,
+                   T);
     size_t n_full = 0, n_linear = 0, from = 0;
     for (size_t l = 0; l < g->L; l++) {
         const q35_layer *layer = &model->weights.layers[l];
@@ -48,6 +83,7 @@ int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scrat
         float *x = s->x + from * D, *h = s->h + from * D;
         if (q35_norm_tokens(team, h, x, layer->post_norm, g->eps, T - from, D)) return 1;
         if (q35_mlp(team, g, layer, s, T, from)) return 1;
+        add_deep_features(model, s->x, in, l);
     }
     const float *norm = model->weights.final_norm;
     if (q35_norm_tokens(team, s->h + from * D, s->x + from * D, norm, g->eps, T - from, D))
@@ -56,8 +92,8 @@ int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scrat
     if (!positions) cache->rope_next += (int32_t)T;
     for (size_t i = 0; positions && i < 3; i++)
         for (size_t t = 0; t < T; t++)
-            if (positions[i * ldp + t] >= cache->rope_next)
-                cache->rope_next = positions[i * ldp + t] + 1;
+            if (positions[i * in->ldp + t] >= cache->rope_next)
+                cache->rope_next = positions[i * in->ldp + t] + 1;
     return 0;
 }
 
@@ -65,6 +101,32 @@ int q35_head(qwen35_model *model, q35_team *team, q35_scratch *s, float *logits,
              size_t T) {
     q35_product head = {&model->weights.head, logits, model->g.V};
     return q35_linear(team, &head, 1, h, model->g.D, T, 0, s->panel);
+}
+
+size_t qwen35_vision_patch_floats(const qwen35_model *model) {
+    const qwen35_vision_geometry *v = &model->vision;
+    return v->channels * v->frames * v->patch * v->patch;
+}
+
+size_t qwen35_vision_tokens(const qwen35_model *model, const size_t grid[3]) {
+    size_t merge = model->vision.merge;
+    return grid[0] * (grid[1] / merge) * (grid[2] / merge);
+}
+
+size_t qwen35_vision_feature_floats(const qwen35_model *model) {
+    return (1 + model->vision.n_deep) * model->g.D;
+}
+
+int qwen35_has_vision(const qwen35_model *model) { return model->g.vision != NULL; }
+
+int qwen35_vision_encode(qwen35_model *model, const float *pixels, const size_t grid[3],
+                         float *features, int (*poll)(void *arg), void *arg,
+                         qwen35_status *status) {
+    if (q35_check_process(model, status)) return status->code;
+    q35_team team;
+    q35_team_init(&team, model->threads, poll, arg);
+    return q35_vision_encode(&team, &model->vision, &model->weights.vision, pixels, grid, features,
+                             qwen35_vision_feature_floats(model), status);
 }
 
 q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status) {
@@ -100,6 +162,20 @@ static int check_geometry(const qwen35_geometry *g, qwen35_status *status) {
     if (g->K > Q35_MAX_TAPS)
         return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most %d", g->K,
                         Q35_MAX_TAPS);
+    return g->vision ? q35_vision_check(g->vision, status) : Q35_OK;
+}
+
+static int own_vision(qwen35_model *model, const qwen35_vision_geometry *v, qwen35_status *status) {
+    size_t quarter = v->D / v->H / 4;
+    model->vision_inv_freq = q35_alloc(quarter, sizeof(float), "vision frequencies", status);
+    model->vision_deep = q35_alloc(v->n_deep + 1, sizeof(size_t), "DeepStack blocks", status);
+    if (!model->vision_inv_freq || !model->vision_deep) return status->code;
+    memcpy(model->vision_inv_freq, v->inv_freq, quarter * sizeof(float));
+    if (v->n_deep) memcpy(model->vision_deep, v->deep, v->n_deep * sizeof(size_t));
+    model->vision = *v;
+    model->vision.inv_freq = model->vision_inv_freq;
+    model->vision.deep = model->vision_deep;
+    model->g.vision = &model->vision;
     return Q35_OK;
 }
 
@@ -116,7 +192,7 @@ static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_st
     model->g = *g;
     model->g.inv_freq = model->inv_freq;
     model->g.kinds = model->kinds;
-    return Q35_OK;
+    return g->vision ? own_vision(model, g->vision, status) : Q35_OK;
 }
 
 qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
@@ -147,6 +223,8 @@ void qwen35_model_free(qwen35_model *model) {
     q35_free(model->inv_freq);
     q35_free(model->kinds);
     q35_free(model->rope_axis);
+    q35_free(model->vision_inv_freq);
+    q35_free(model->vision_deep);
     pthread_mutex_destroy(&model->lock);
     q35_free(model);
 }
@@ -161,6 +239,7 @@ void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
 
 int qwen35_model_threads(const qwen35_model *model) { return model->threads; }
 size_t qwen35_model_vocabulary(const qwen35_model *model) { return model->g.V; }
+size_t qwen35_model_width(const qwen35_model *model) { return model->g.D; }
 
 int qwen35_select_target(const char *name) { return q35_kernels_select(name); }
 const char *qwen35_target(void) { return q35_kernel->name; }

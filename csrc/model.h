@@ -11,9 +11,12 @@
 #include "weights.h"
 
 struct qwen35_model {
-    qwen35_geometry g; /* inv_freq and kinds point into the two arrays below */
+    qwen35_geometry g; /* what it points to lies in the fields below */
     float *inv_freq;
     uint8_t *kinds, *rope_axis;
+    qwen35_vision_geometry vision;
+    float *vision_inv_freq;
+    size_t *vision_deep;
     q35_weights weights;
     q35_cache_shape cache_shape;
     int threads;
@@ -25,12 +28,27 @@ struct qwen35_model {
 q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status);
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch);
 
+/* What one forward call reads. */
+typedef struct q35_input {
+    const int32_t *ids; /* [T] */
+    size_t T;
+    const int32_t *positions; /* [3, ldp] or NULL: they continue */
+    size_t ldp;
+    const float *features; /* of the image and video tokens among ids, in their order; or NULL */
+} q35_input;
+
+/* Whether ids of this value stand for a token of an image or video. */
+int q35_is_visual(const qwen35_model *model, int32_t id);
+
 /* Runs T <= Q35_CHUNK tokens through all layers. The final-normed hidden states of the last
    `wanted` of them are left in the last rows of scratch->h [T, D]: what only the others would need
-   of the last layer is not computed. The cache has moved T tokens on. positions [3, ldp] or NULL.
-   Nonzero when cancelled: the cache is half done. */
+   of the last layer is not computed. The cache has moved T tokens on. Nonzero when cancelled: the
+   cache is half done. */
 int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *scratch,
-                const int32_t *ids, const int32_t *positions, size_t ldp, size_t T, size_t wanted);
+                const q35_input *input, size_t wanted);
+
+/* Q35_FORKED in a child of the process that loaded the model: its threads did not come along. */
+int q35_check_process(const qwen35_model *model, qwen35_status *status);
 
 /* logits [T, V] of hidden states h [T, D]. */
 int q35_head(qwen35_model *model, q35_team *team, q35_scratch *scratch, float *logits,

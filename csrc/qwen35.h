@@ -14,6 +14,18 @@
 
 enum { QWEN35_LINEAR = 0, QWEN35_FULL = 1 }; /* kinds of layer: Gated DeltaNet, gated attention */
 
+/* The vision tower; letters are its own. */
+typedef struct qwen35_vision_geometry {
+    size_t D, F, L, H;                /* hidden, MLP width, blocks, heads */
+    size_t channels, frames, patch;   /* a patch: channels x frames x patch x patch values */
+    size_t merge;                     /* merge x merge patches become one token */
+    size_t side;                      /* of the square position table */
+    const float *inv_freq;            /* [D / H / 4], for rows and for columns; copied */
+    const size_t *deep;               /* [n_deep] blocks whose output is merged too (DeepStack) */
+    size_t n_deep;                    /* copied */
+    int32_t image_token, video_token; /* ids that stand for a token of an image, of a video */
+} qwen35_vision_geometry;
+
 typedef struct qwen35_geometry {
     size_t D, F, V, L;       /* hidden, MLP width, vocabulary rows, layers */
     size_t Hq, Hkv, Dh, Dr;  /* attention: query heads, kv heads, head dim, rotary dims */
@@ -25,7 +37,10 @@ typedef struct qwen35_geometry {
     float rope_scaling;      /* multiplies cos and sin */
     const float *inv_freq;   /* [Dr / 2]; copied */
     const uint8_t *kinds;    /* [L] QWEN35_LINEAR or QWEN35_FULL; copied */
+    const qwen35_vision_geometry *vision; /* or NULL: text only; copied */
 } qwen35_geometry;
+
+#define QWEN35_MAX_RANK 5
 
 /* Read-only bytes of one tensor, checked by the caller: `data` holds the product of `shape`
  * elements. */
@@ -33,7 +48,7 @@ typedef struct qwen35_tensor {
     const void *data;
     q35_dtype dtype;
     int rank;
-    size_t shape[4];
+    size_t shape[QWEN35_MAX_RANK];
 } qwen35_tensor;
 
 /* Finds a tensor by its checkpoint name; nonzero when there is none. */
@@ -64,6 +79,21 @@ void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
 int qwen35_model_threads(const qwen35_model *model);
 size_t qwen35_model_vocabulary(const qwen35_model *model);
+size_t qwen35_model_width(const qwen35_model *model); /* D */
+
+/* ---- images and video (vision.c) ---- */
+
+int qwen35_has_vision(const qwen35_model *model);
+/* Floats of one patch; tokens of a grid; floats of one token's features: D for the embedding, and D
+   for each of the first n_deep layers. The model must have a tower, here and below. */
+size_t qwen35_vision_patch_floats(const qwen35_model *model);
+size_t qwen35_vision_tokens(const qwen35_model *model, const size_t grid[3]);
+size_t qwen35_vision_feature_floats(const qwen35_model *model);
+/* Features [tokens, feature_floats] of pixels [grid[0] grid[1] grid[2], patch_floats], patches in
+   the order of transformers' image processor. grid: patches in time, height, width. `poll` is asked
+   every 20 ms by the calling thread; nonzero cancels. */
+int qwen35_vision_encode(qwen35_model *model, const float *pixels, const size_t grid[3],
+                         float *features, int (*poll)(void *arg), void *arg, qwen35_status *status);
 
 qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_status *status);
 void qwen35_session_free(qwen35_session *session);
@@ -79,6 +109,8 @@ const float *qwen35_session_logits(const qwen35_session *session);
  * logits. */
 typedef struct qwen35_append_options {
     const int32_t *positions; /* [3, T] rotary positions, or NULL: they continue */
+    const float *features;    /* [n_features, feature_floats] of the image and video tokens among */
+    size_t n_features;        /* ids, in their order; none: those tokens are read as text */
     int (*poll)(void *arg);   /* asked every 20 ms by the calling thread; nonzero cancels */
     int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
     void *arg;

@@ -5,7 +5,6 @@
  * behind `position` are simply not there). */
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/kernels.h"
 #include "mem.h"
@@ -80,14 +79,16 @@ static int reserve_ids(qwen35_session *session, size_t n, qwen35_status *status)
     return Q35_OK;
 }
 
+static size_t count_visual(const qwen35_model *model, const int32_t *ids, size_t T) {
+    size_t n = 0;
+    for (size_t t = 0; t < T; t++) n += (size_t)q35_is_visual(model, ids[t]);
+    return n;
+}
+
 static int check_append(const qwen35_session *session, const int32_t *ids, size_t T,
                         const qwen35_append_options *options, qwen35_status *status) {
     size_t V = session->model->g.V, position = session->cache.position;
-    if (session->model->pid != getpid())
-        return q35_fail(status, Q35_FORKED,
-                        "this process was forked after the model was loaded, and its threads "
-                        "stayed behind; load the model in the child, or start processes with "
-                        "\"spawn\"");
+    if (q35_check_process(session->model, status)) return status->code;
     if (T > session->context || position > session->context - T)
         return q35_fail(status, Q35_CONTEXT,
                         "%zu tokens after the %zu already there are more than the context of %zu; "
@@ -97,6 +98,11 @@ static int check_append(const qwen35_session *session, const int32_t *ids, size_
         if (ids[t] < 0 || (size_t)ids[t] >= V)
             return q35_fail(status, Q35_ARGUMENT,
                             "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
+    size_t visual = count_visual(session->model, ids, T);
+    if (options->features && visual != options->n_features)
+        return q35_fail(status, Q35_ARGUMENT,
+                        "features of %zu tokens, but %zu image and video tokens among the ids",
+                        options->n_features, visual);
     for (size_t t = 0; options->positions && t < 3 * T; t++)
         if (options->positions[t] < 0 || options->positions[t] > ROPE_LIMIT)
             return q35_fail(status, Q35_ARGUMENT, "position_ids[%zu, %zu] is %d, expected 0 to %d",
@@ -126,9 +132,12 @@ static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s,
     return 0;
 }
 
-/* One chunk, all or nothing. */
-static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids,
-                        size_t T, size_t done, size_t total, const qwen35_append_options *options) {
+/* One chunk, all or nothing: `done` tokens of `total` went before it. */
+static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
+                        const q35_input *in, size_t done, size_t total,
+                        const qwen35_append_options *options) {
+    const int32_t *ids = in->ids;
+    const size_t T = in->T;
     qwen35_model *model = session->model;
     q35_cache *cache = &session->cache;
     size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
@@ -140,10 +149,9 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         memcpy(s->backup, cache->state, state_bytes);
     else
         team->poll = NULL;
-    const int32_t *positions = options->positions ? options->positions + done : NULL;
     int all = options->all_logits || options->logprobs;
     size_t wanted = all ? T : done + T == total ? 1 : 0;
-    int stopped = q35_forward(model, team, cache, s, ids, positions, total, T, wanted);
+    int stopped = q35_forward(model, team, cache, s, in, wanted);
     if (!stopped && all)
         stopped = chunk_logits(session, team, s, ids, T, done, options);
     else if (!stopped && wanted)
@@ -172,15 +180,21 @@ int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
     q35_team team;
     q35_team_init(&team, session->model->threads, options->poll, options->arg);
     status->code = Q35_OK;
+    q35_input in = {ids, 0, options->positions, T, options->n_features ? options->features : NULL};
     for (size_t done = 0; done < T && !status->code;) {
-        size_t n = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
-        if (append_chunk(session, &team, scratch, ids + done, n, done, T, options)) {
+        in.T = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
+        if (append_chunk(session, &team, scratch, &in, done, T, options)) {
             session->has_logits =
                 done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }
-        done += n;
+        done += in.T;
+        if (in.features)
+            in.features += count_visual(session->model, in.ids, in.T) *
+                           qwen35_vision_feature_floats(session->model);
+        if (in.positions) in.positions += in.T;
+        in.ids += in.T;
         if (options->progress && options->progress(options->arg, done, T) && done < T)
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
     }

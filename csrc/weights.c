@@ -13,6 +13,7 @@
 #include "mem.h"
 
 #define ROOT "model.language_model."
+#define VISUAL "model.visual."
 #define MAX_NAME 128
 
 /* What becomes of a tensor when it is bound. */
@@ -21,13 +22,15 @@ typedef enum { MATRIX, PLAIN, PLUS_ONE, MINUS_EXP, TAPS } treatment;
 /* Dimensions by letter, as in MODEL.md; C is the convolution's channels, Q the rows of q_proj. */
 typedef struct rule {
     const char *name;
-    char shape[4]; /* letters, outermost first, '1' is one */
+    char shape[QWEN35_MAX_RANK + 1]; /* letters, outermost first, '1' is one */
     treatment treatment;
-    size_t offset; /* of the field in q35_layer or q35_weights */
+    size_t offset; /* of the field in its struct */
 } rule;
 
 #define W(field) offsetof(q35_weights, field)
 #define LAYER(field) offsetof(q35_layer, field)
+#define BLOCK(field) offsetof(q35_vision_block, field)
+#define MERGER(field) offsetof(q35_merger, field)
 
 static const rule global_rules[] = {
     {ROOT "embed_tokens.weight", "VD", MATRIX, W(embedding)},
@@ -61,6 +64,35 @@ static const rule linear_rules[] = {
     {"linear_attn.dt_bias", "H", PLAIN, LAYER(dt_bias)},
 };
 
+static const rule vision_rules[] = {
+    {"patch_embed.proj.weight", "Dctpp", MATRIX, W(vision.patch)},
+    {"patch_embed.proj.bias", "D", PLAIN, W(vision.patch_bias)},
+    {"pos_embed.weight", "SD", MATRIX, W(vision.position)},
+};
+static const rule block_rules[] = {
+    {"norm1.weight", "D", PLAIN, BLOCK(norm1)},
+    {"norm1.bias", "D", PLAIN, BLOCK(shift1)},
+    {"norm2.weight", "D", PLAIN, BLOCK(norm2)},
+    {"norm2.bias", "D", PLAIN, BLOCK(shift2)},
+    {"attn.qkv.weight", "3D", MATRIX, BLOCK(qkv)},
+    {"attn.qkv.bias", "3", PLAIN, BLOCK(qkv_bias)},
+    {"attn.proj.weight", "DD", MATRIX, BLOCK(proj)},
+    {"attn.proj.bias", "D", PLAIN, BLOCK(proj_bias)},
+    {"mlp.linear_fc1.weight", "FD", MATRIX, BLOCK(fc1)},
+    {"mlp.linear_fc1.bias", "F", PLAIN, BLOCK(fc1_bias)},
+    {"mlp.linear_fc2.weight", "DF", MATRIX, BLOCK(fc2)},
+    {"mlp.linear_fc2.bias", "D", PLAIN, BLOCK(fc2_bias)},
+};
+/* N: the width that is normed, D or M. */
+static const rule merger_rules[] = {
+    {"norm.weight", "N", PLAIN, MERGER(norm)},
+    {"norm.bias", "N", PLAIN, MERGER(shift)},
+    {"linear_fc1.weight", "MM", MATRIX, MERGER(fc1)},
+    {"linear_fc1.bias", "M", PLAIN, MERGER(bias1)},
+    {"linear_fc2.weight", "OM", MATRIX, MERGER(fc2)},
+    {"linear_fc2.bias", "O", PLAIN, MERGER(bias2)},
+};
+
 static size_t dimension(const qwen35_geometry *g, char letter) {
     switch (letter) {
     case 'V': return g->V;
@@ -79,52 +111,110 @@ static size_t dimension(const qwen35_geometry *g, char letter) {
     }
 }
 
+static size_t vision_dimension(const qwen35_geometry *g, char letter) {
+    const qwen35_vision_geometry *v = g->vision;
+    switch (letter) {
+    case 'D': return v->D;
+    case 'F': return v->F;
+    case '3': return 3 * v->D;
+    case 'M': return v->merge * v->merge * v->D;
+    case 'S': return v->side * v->side;
+    case 'O': return g->D;
+    case 'c': return v->channels;
+    case 't': return v->frames;
+    case 'p': return v->patch;
+    default: return 1;
+    }
+}
+
+static size_t merger_dimension(const qwen35_geometry *g, char letter) {
+    return vision_dimension(g, letter == 'N' ? 'D' : letter);
+}
+
+static size_t deep_merger_dimension(const qwen35_geometry *g, char letter) {
+    return vision_dimension(g, letter == 'N' ? 'M' : letter);
+}
+
 /* One expected tensor: its full name, its rule, and the struct its field is in. */
 typedef struct expected {
     char name[MAX_NAME];
     const rule *rule;
     int rank;
-    size_t shape[4];
+    size_t shape[QWEN35_MAX_RANK];
     size_t count;
     void *owner;
 } expected;
 
 typedef int visitor(void *arg, const expected *tensor);
 
-static int visit_rules(const qwen35_geometry *g, const rule *rules, size_t n, const char *prefix,
-                       void *owner, visitor *visit, void *arg) {
+/* A walk over the tables: for which geometry, and who looks at each tensor. */
+typedef struct walk {
+    const qwen35_geometry *g;
+    visitor *visit;
+    void *arg;
+} walk;
+
+typedef size_t dimension_of(const qwen35_geometry *g, char letter);
+
+static int visit_rules(const walk *w, const rule *rules, size_t n, dimension_of *of,
+                       const char *prefix, void *owner) {
     for (size_t i = 0; i < n; i++) {
         expected tensor = {.rule = &rules[i], .owner = owner, .count = 1};
         snprintf(tensor.name, sizeof tensor.name, "%s%s", prefix, rules[i].name);
-        for (; tensor.rank < 4 && rules[i].shape[tensor.rank]; tensor.rank++) {
-            tensor.shape[tensor.rank] = dimension(g, rules[i].shape[tensor.rank]);
-            tensor.count *= tensor.shape[tensor.rank];
+        for (const char *letter = rules[i].shape; *letter; letter++) {
+            tensor.shape[tensor.rank] = of(w->g, *letter);
+            tensor.count *= tensor.shape[tensor.rank++];
         }
-        int stop = visit(arg, &tensor);
+        int stop = w->visit(w->arg, &tensor);
         if (stop) return stop;
     }
     return 0;
 }
 
 #define COUNT(rules) (sizeof(rules) / sizeof(rules)[0])
+#define VISIT(w, rules, of, prefix, owner) visit_rules(w, rules, COUNT(rules), of, prefix, owner)
 
-/* Every expected tensor in file order. `weights` may be NULL where only names and shapes are
- * wanted. */
-static int visit_all(const qwen35_geometry *g, q35_weights *weights, visitor *visit, void *arg) {
-    int stop = visit_rules(g, global_rules, COUNT(global_rules) - (g->tied ? 1 : 0), "", weights,
-                           visit, arg);
+/* The text model's tensors. `weights` may be NULL where only names and shapes are wanted. */
+static int visit_text(const walk *w, q35_weights *weights) {
+    const qwen35_geometry *g = w->g;
+    size_t n_global = COUNT(global_rules) - (g->tied ? 1 : 0);
+    int stop = visit_rules(w, global_rules, n_global, dimension, "", weights);
     for (size_t l = 0; l < g->L && !stop; l++) {
         void *layer = weights ? &weights->layers[l] : NULL;
         char prefix[MAX_NAME];
         snprintf(prefix, sizeof prefix, ROOT "layers.%zu.", l);
-        stop =
-            visit_rules(g, every_layer_rules, COUNT(every_layer_rules), prefix, layer, visit, arg);
+        stop = VISIT(w, every_layer_rules, dimension, prefix, layer);
         if (stop) break;
-        stop = g->kinds[l] == QWEN35_FULL
-                   ? visit_rules(g, full_rules, COUNT(full_rules), prefix, layer, visit, arg)
-                   : visit_rules(g, linear_rules, COUNT(linear_rules), prefix, layer, visit, arg);
+        stop = g->kinds[l] == QWEN35_FULL ? VISIT(w, full_rules, dimension, prefix, layer)
+                                          : VISIT(w, linear_rules, dimension, prefix, layer);
     }
     return stop;
+}
+
+static int visit_vision(const walk *w, q35_weights *weights) {
+    const qwen35_vision_geometry *v = w->g->vision;
+    q35_vision_weights *vision = weights ? &weights->vision : NULL;
+    int stop = VISIT(w, vision_rules, vision_dimension, VISUAL, weights);
+    char prefix[MAX_NAME];
+    for (size_t l = 0; l < v->L && !stop; l++) {
+        snprintf(prefix, sizeof prefix, VISUAL "blocks.%zu.", l);
+        stop = VISIT(w, block_rules, vision_dimension, prefix, vision ? &vision->blocks[l] : NULL);
+    }
+    if (!stop)
+        stop = VISIT(w, merger_rules, merger_dimension, VISUAL "merger.",
+                     vision ? &vision->merger : NULL);
+    for (size_t i = 0; i < v->n_deep && !stop; i++) {
+        snprintf(prefix, sizeof prefix, VISUAL "deepstack_merger_list.%zu.", i);
+        stop =
+            VISIT(w, merger_rules, deep_merger_dimension, prefix, vision ? &vision->deep[i] : NULL);
+    }
+    return stop;
+}
+
+static int visit_all(const qwen35_geometry *g, q35_weights *weights, visitor *visit, void *arg) {
+    walk w = {g, visit, arg};
+    int stop = visit_text(&w, weights);
+    return stop || !g->vision ? stop : visit_vision(&w, weights);
 }
 
 typedef struct names_visit {
@@ -187,7 +277,7 @@ static int bind_one(void *arg, const expected *tensor) {
     void *field = (char *)tensor->owner + tensor->rule->offset;
     if (tensor->rule->treatment == MATRIX) {
         *(q35_matrix *)field =
-            (q35_matrix){given.data, given.dtype, given.shape[0], given.shape[1]};
+            (q35_matrix){given.data, given.dtype, given.shape[0], tensor->count / given.shape[0]};
         return 0;
     }
     *(float **)field = b->next;
@@ -199,6 +289,13 @@ static int bind_one(void *arg, const expected *tensor) {
     return 0;
 }
 
+static int allocate_vision(q35_vision_weights *vision, const qwen35_vision_geometry *v,
+                           qwen35_status *status) {
+    vision->blocks = q35_alloc(v->L, sizeof *vision->blocks, "vision table", status);
+    vision->deep = q35_alloc(v->n_deep + 1, sizeof *vision->deep, "vision table", status);
+    return vision->blocks && vision->deep ? Q35_OK : status->code;
+}
+
 int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
                      void *arg, qwen35_status *status) {
     memset(weights, 0, sizeof *weights);
@@ -207,6 +304,7 @@ int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen
     weights->layers = q35_alloc(geometry->L, sizeof *weights->layers, "layer table", status);
     weights->owned = q35_alloc(n_owned, sizeof(float), "weight vectors", status);
     if (!weights->layers || !weights->owned) goto fail;
+    if (geometry->vision && allocate_vision(&weights->vision, geometry->vision, status)) goto fail;
     for (size_t l = 0; l < geometry->L; l++) weights->layers[l].kind = geometry->kinds[l];
     binding b = {lookup, arg, weights->owned, 0, status};
     if (visit_all(geometry, weights, bind_one, &b)) goto fail;
@@ -221,6 +319,8 @@ fail:
 
 void q35_weights_free(q35_weights *weights) {
     q35_free(weights->layers);
+    q35_free(weights->vision.blocks);
+    q35_free(weights->vision.deep);
     q35_free(weights->owned);
     memset(weights, 0, sizeof *weights);
 }

@@ -25,10 +25,32 @@ typedef struct q35_layer {
     float *gated_norm;  /* [Dv] w, without the 1 */
 } q35_layer;
 
+typedef struct q35_vision_block {
+    float *norm1, *shift1, *norm2, *shift2; /* [D] LayerNorm: scale and shift */
+    q35_matrix qkv, proj, fc1, fc2;         /* [3 D, D], [D, D], [F, D], [D, F] */
+    float *qkv_bias, *proj_bias, *fc1_bias, *fc2_bias;
+} q35_vision_block;
+
+/* merge x merge patches -> one token. M = merge^2 D. */
+typedef struct q35_merger {
+    float *norm, *shift; /* [D] each patch by itself; of a DeepStack merger [M] */
+    q35_matrix fc1, fc2; /* [M, M], [text D, M] */
+    float *bias1, *bias2;
+} q35_merger;
+
+typedef struct q35_vision_weights {
+    q35_matrix patch;         /* [D, channels frames patch patch] */
+    float *patch_bias;        /* [D] */
+    q35_matrix position;      /* [side side, D] */
+    q35_vision_block *blocks; /* [L] */
+    q35_merger merger, *deep; /* deep [n_deep] */
+} q35_vision_weights;
+
 typedef struct q35_weights {
     q35_matrix embedding, head; /* [V, D]; the same bytes when tied */
     float *final_norm;          /* [D] 1 + w */
     q35_layer *layers;          /* [L] */
+    q35_vision_weights vision;  /* empty for a text model */
     float *owned;               /* the block all float vectors above lie in */
     size_t owned_bytes, given_bytes;
 } q35_weights;

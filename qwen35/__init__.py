@@ -29,6 +29,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .generation import TokenStream
     from .loading import load
+    from .media import MediaLimits
     from .model import Model
     from .prompt import Prompt
     from .results import Generation, Score, Timings, Token, ToolCall, Usage
@@ -45,6 +46,7 @@ __all__ = [
     "ForkError",
     "Generation",
     "MediaError",
+    "MediaLimits",
     "Model",
     "ModelFormatError",
     "Prompt",
@@ -64,6 +66,7 @@ __all__ = [
 
 _HOMES = {
     "Generation": "results",
+    "MediaLimits": "media",
     "Model": "model",
     "Prompt": "prompt",
     "SamplingParams": "sampling",

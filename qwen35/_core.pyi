@@ -31,9 +31,27 @@ class Geometry(TypedDict):
     mrope_section: tuple[int, int, int]  # sums to len(inv_freq)
     inv_freq: NDArray[np.float32]  # [Dr / 2], rope scaling (YaRN) already applied
     rope_attention_scaling: float  # multiplies cos and sin; 1.0 without YaRN
+    vision: VisionGeometry | None  # None: text only
+
+class VisionGeometry(TypedDict):
+    """The vision tower's part, already validated."""
+
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    position_side: int  # of the square position table
+    inv_freq: NDArray[np.float32]  # [head dim / 4]
+    deepstack_visual_indexes: Sequence[int]
+    image_token_id: int
+    video_token_id: int
 
 def expected_tensors(geometry: Geometry) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every text tensor a checkpoint of this geometry holds, in file order."""
+    """Name and shape of every tensor a checkpoint of this geometry holds."""
 
 def cpu() -> dict[str, Any]:
     """{"isa": in use, "available": (...), "features": (...), "vendor": str, "blas": str}."""
@@ -57,6 +75,19 @@ class Model:
         one session), scratch.
         """
     def session(self, context: int) -> Session: ...
+    @property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """(1 + DeepStack layers, D) of the features of one image token; None without a tower."""
+    def encode_vision(
+        self,
+        pixels: NDArray[np.float32],  # [sum of t h w, channels * frames * patch * patch]
+        grid_thw: Sequence[int] | Sequence[Sequence[int]] | NDArray[Any],  # [3] or [m, 3]
+        *,
+        poll: Callable[[], object] | None = None,  # every 20 ms; what it raises ends the work
+    ) -> NDArray[np.float32]:
+        """Features of the tokens, [n, *feature_shape]: for the embedding, then for each of the
+        first layers. Memory beside the result is that of one frame.
+        """
 
 class Snapshot:
     """A point in a session's timeline. Cheap: recurrent state copied, K/V pages shared."""
@@ -86,13 +117,18 @@ class Session:
         ids: NDArray[np.int32],
         *,
         position_ids: NDArray[np.int32] | None = None,  # [3, T]; None: continue
+        features: NDArray[np.float32] | None = None,  # of the image and video tokens among ids
         progress: Callable[[int, int], object] | None = None,  # tokens done, tokens in all
     ) -> None:
         """Append ids. KeyboardInterrupt (or what `progress` raises) leaves the session where the
         last whole chunk ended; `position` tells.
         """
     def logits_all(
-        self, ids: NDArray[np.int32], *, position_ids: NDArray[np.int32] | None = None
+        self,
+        ids: NDArray[np.int32],
+        *,
+        position_ids: NDArray[np.int32] | None = None,
+        features: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Append ids and return the logits after each, [T, V]."""
     def score(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -109,8 +145,10 @@ class Session:
         self,
         ids: NDArray[np.int32],  # appended first; may be empty where logits are there
         *,
-        pixels: NDArray[np.float32] | None = None,
-        position_ids: NDArray[np.int32] | None = None,
+        pixels: NDArray[np.float32] | None = None,  # encoded at once, with grid_thw; or
+        grid_thw: NDArray[Any] | None = None,
+        features: NDArray[np.float32] | None = None,  # what encode_vision gave for them
+        position_ids: NDArray[np.int32] | None = None,  # needed with pixels
         max_tokens: int = -1,  # -1: until the context is full
         min_tokens: int = 0,
         temperature: float = 0.0,

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import MediaError, TemplateError
+from .errors import TemplateError
 from .messages import MediaPart, Plain, check_messages
 from .tools import tool_schemas
 
@@ -37,14 +37,6 @@ _RESERVED = frozenset(
 # What an assistant says itself; in its own messages these keep their meaning.
 _ASSISTANT_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 _PRIVATE_USE = ((0xE000, 0xF8FF), (0xF0000, 0xFFFFD), (0x100000, 0x10FFFD))
-
-
-def refuse_media(parts: Sequence[MediaPart]) -> None:
-    """What becomes of images and videos in messages: there is no vision tower yet."""
-    if parts:
-        raise MediaError(
-            f"{parts[0].path}: images come with the vision tower, which this version does not have"
-        )
 
 
 class ChatTemplate:
@@ -117,16 +109,17 @@ def encode_chat(
     tools: Any = None,
     enable_thinking: bool | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    media: Callable[[Sequence[MediaPart]], None] = refuse_media,
+    media: Callable[[Sequence[MediaPart]], object] | None = None,
 ) -> tuple[str, list[int]]:
     """Text and ids of a conversation, up to where the assistant's answer begins.
 
     Control tokens are those the template writes. What messages, tools and kwargs say is plain text,
     except <think> and <tool_call> marks in messages of the assistant. `media` is given the images
-    and videos of all messages.
+    and videos of all messages, for each of which the template writes one placeholder.
     """
     checked, parts = check_messages(messages)
-    media(parts)
+    if media is not None:
+        media(parts)
     variables = _variables(checked, tools, enable_thinking, kwargs)
     marker = _Marker(tokenizer.added_tokens, _free_character([checked, variables, template.source]))
     text = template._render(marker.messages(checked), marker.values(variables))

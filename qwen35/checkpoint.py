@@ -35,6 +35,8 @@ class Checkpoint:
     generation_config: dict[str, Any]
     chat_template: str | None
     tokenizer_file: Path  # may be absent: ids work without it
+    preprocessor: dict[str, Any] | None = None  # of images; None: the family's values
+    video_preprocessor: dict[str, Any] | None = None
     revision: str | None = None  # commit, for a model from the hub
 
     @property
@@ -130,8 +132,7 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
             "safetensors"
         )
     config = read_config(config_file)
-    generation_file = folder / "generation_config.json"
-    generation = read_json(generation_file) if os.path.lexists(generation_file) else {}
+    generation = _read_if_there(folder / "generation_config.json") or {}
     template = _read_template(folder)
     tensors = open_weights(folder)
     try:
@@ -147,7 +148,13 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
         generation_config=generation,
         chat_template=template,
         tokenizer_file=folder / "tokenizer.json",
+        preprocessor=_read_if_there(folder / "preprocessor_config.json"),
+        video_preprocessor=_read_if_there(folder / "video_preprocessor_config.json"),
     )
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if os.path.lexists(path) else None
 
 
 def _read_template(folder: Path) -> str | None:
@@ -195,13 +202,13 @@ def _check_tensors(config: Config, tensors: Tensors, folder: Path) -> None:
             f"{folder}: {len(visual)} vision tensors ({shown(visual[0])}, ...) but config.json has "
             "no vision_config"
         )
-    expected = dict(_expected_tensors(config.geometry()))
+    expected = dict(_expected_tensors(config.geometry(vision=bool(visual))))
     drafts = [name for name in tensors if name.startswith("mtp.")]
     if drafts and text.mtp_num_hidden_layers and not text.mtp_use_dedicated_embeddings:
         expected |= _mtp_tensors(text)
         drafts = []
     missing = [name for name in expected if name not in tensors]
-    extra = sorted(set(tensors) - set(expected) - set(visual) - set(drafts))
+    extra = sorted(set(tensors) - set(expected) - set(drafts))
     wrong = [
         f"{shown(name)} is {list(tensors.span(name).shape)}, expected {list(shape)}"
         for name, shape in expected.items()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import ModelFormatError, UnsupportedModelError
 from .fields import as_json, entry, nearest, read_fields
 from .json_file import read_json
@@ -83,6 +85,26 @@ class VisionConfig:
     num_position_embeddings: int = entry(int, 1, 2**24, default=2304)
     hidden_act: str = entry(str, default="gelu_pytorch_tanh")
     deepstack_visual_indexes: tuple[int, ...]
+    rope_theta: float = 10000.0
+
+    @property
+    def patch_floats(self) -> int:
+        """Numbers in one patch: channels, frames, rows, columns."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    def geometry(self) -> dict[str, Any]:
+        """What the core needs (`_core.VisionGeometry`), but for the placeholders' ids."""
+        same = (
+            "hidden_size intermediate_size depth num_heads in_channels patch_size "
+            "temporal_patch_size spatial_merge_size deepstack_visual_indexes"
+        )
+        half = np.float32(self.hidden_size // self.num_heads // 2)
+        exponent = np.arange(0, half, 2, dtype=np.float32) / half
+        return {
+            **{name: getattr(self, name) for name in same.split()},
+            "position_side": math.isqrt(self.num_position_embeddings),
+            "inv_freq": (1 / np.float32(self.rope_theta) ** exponent).astype(np.float32),
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +118,10 @@ class Config:
     vision_start_token_id: int = entry(int, 0, 2**31 - 1, default=248053)
     vision_end_token_id: int = entry(int, 0, 2**31 - 1, default=248054)
 
-    def geometry(self) -> dict[str, Any]:
-        """What the core needs (`_core.Geometry`), frequencies included."""
+    def geometry(self, *, vision: bool = True) -> dict[str, Any]:
+        """What the core needs (`_core.Geometry`), frequencies included; with vision=False without
+        the tower.
+        """
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)
         same = (
@@ -111,7 +135,12 @@ class Config:
             "layer_types": list(text.layer_types),
             "inv_freq": inv_freq,
             "rope_attention_scaling": attention_scaling,
+            "vision": self._vision_geometry() if vision and self.vision else None,
         }
+
+    def _vision_geometry(self) -> dict[str, Any]:
+        ids = {name: getattr(self, name) for name in ("image_token_id", "video_token_id")}
+        return {**self.vision.geometry(), **ids}
 
     @property
     def context_limit(self) -> int:
@@ -305,6 +334,12 @@ def _vision(raw: Mapping[str, Any], text: TextConfig, where: str) -> VisionConfi
             "supported"
         )
     _multiple(values, "hidden_size", "num_heads", where)
+    head_dim = values["hidden_size"] // values["num_heads"]
+    if head_dim % 4:
+        raise ModelFormatError(
+            f"{where}hidden_size / num_heads = {head_dim}: expected a multiple of 4 (two rotary "
+            "axes, in pairs)"
+        )
     side = math.isqrt(values["num_position_embeddings"])
     if side * side != values["num_position_embeddings"]:
         raise ModelFormatError(
@@ -324,4 +359,10 @@ def _vision(raw: Mapping[str, Any], text: TextConfig, where: str) -> VisionConfi
             f"{where}deepstack_visual_indexes={as_json(indexes)}: expected a list of layers in [0, "
             f"{values['depth'] - 1}]"
         )
-    return VisionConfig(**values, deepstack_visual_indexes=tuple(indexes))
+    rope = raw.get("rope_parameters")
+    theta = rope.get("rope_theta", 10000.0) if isinstance(rope, Mapping) else 10000.0
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e12:
+        raise ModelFormatError(
+            f"{where}rope_parameters.rope_theta={as_json(theta)}: expected a number above 1"
+        )
+    return VisionConfig(**values, deepstack_visual_indexes=tuple(indexes), rope_theta=float(theta))

@@ -16,9 +16,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .answer import Answer, ThinkingBudget
 from .errors import BusyError, ClosedError, ForkError
 from .lifecycle import POLL_S, Call
@@ -214,33 +211,48 @@ class TokenStream:
         the rest.
         """
         self._clock.start()
-        request, ids = self._request, self._request.prompt.ids
-        session, branch = self._model._pool.take(ids, self._model)
+        request, prompt = self._request, self._request.prompt
+        session, branch = self._model._pool.take(prompt.keys, self._model)
         self._session = session
-        self._cached = session._rewind(ids)
+        self._cached = session._rewind(prompt)
         core = session._open()
         progress, self._clock.bar_close = prefill_progress(self._model._progress)
-        for end in session._splits(ids, start=self._cached, branch=branch):
-            self._prefill(
-                core, ids[core.position : end], shifted(progress, core.position, len(ids))
-            )
+        for end in session._splits(prompt, start=self._cached, branch=branch):
+            self._prefill(core, end, progress)
             session._mark()
         native = core.generate(
-            ids[core.position :],
+            prompt.ids[core.position :],
             max_tokens=request.max_tokens,
             stop_token_ids=sorted(request.stop_token_ids),
-            progress=shifted(progress, core.position, len(ids)),
+            **self._piece(core.position, len(prompt), progress),
             **request.native,
         )
         self._watch(native)
         self._force_thinking_end(native)
         return native
 
-    def _prefill(self, core: _core.Session, ids: NDArray[np.int32], progress: Any) -> None:
-        """Append part of the prompt through a stream, which unlike a plain prefill can be cancelled
-        inside a layer.
+    def _piece(self, start: int, stop: int, progress: Any) -> dict[str, Any]:
+        """What the core is given with tokens start .. stop of the prompt. Images among them are
+        read here, which cancel() ends and `progress` is told of.
         """
-        native = core.generate(ids, max_tokens=0, progress=progress)
+        prompt = self._request.prompt
+
+        def poll() -> None:
+            if self._cancelled:
+                raise _Cancelled
+            if progress is not None:
+                progress(start, len(prompt))
+
+        shown = self._model._shown(prompt, start, stop, poll=poll)
+        return {**shown, "progress": shifted(progress, start, len(prompt))}
+
+    def _prefill(self, core: _core.Session, stop: int, progress: Any) -> None:
+        """Append the prompt up to `stop` through a stream, which unlike a plain prefill can be
+        cancelled inside a layer.
+        """
+        start = core.position
+        piece = self._piece(start, stop, progress)
+        native = core.generate(self._request.prompt.ids[start:stop], max_tokens=0, **piece)
         self._watch(native)
         for _ in native:
             pass

@@ -29,6 +29,7 @@ from .machine import (
 from .weight_files import Tensors
 
 if TYPE_CHECKING:
+    from .media import MediaLimits
     from .model import Model
     from .tokenizer import Tokenizer
 
@@ -58,6 +59,7 @@ def load(
     local_files_only: bool = False,
     progress: LoadProgress = None,
     check: bool = False,
+    media_limits: "MediaLimits | None" = None,
     **unknown: Any,
 ) -> "Model":
     """Load a model: "tiny" (it is inside the package), a folder, or a hub id such as
@@ -72,8 +74,9 @@ def load(
     threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32".
     rope_scaling: replaces that of the file, e.g. {"rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 262144}.
-    mtp: draft layer; True insists that its weights are there. No drafts are made yet, nor images
-        read: vision changes nothing yet.
+    mtp: draft layer; True insists that its weights are there. No drafts are made yet.
+    vision: False leaves the vision tower out; images and videos are then refused.
+    media_limits: what a request may hold, `qwen35.MediaLimits(image_pixels=..., frames=...)`.
     progress: None draws a bar on a terminal or in a notebook, False none; or a function of
         (done_bytes, total_bytes, stage).
     check: read every weight and refuse NaN and infinity.
@@ -88,6 +91,7 @@ def load(
     _check_flags(mtp=mtp, vision=vision, local_files_only=local_files_only, check=check)
     _check_count("context", context, MAX_CONTEXT)
     _check_count("threads", threads, MAX_THREADS)
+    _check_limits(media_limits)
     _refuse_later(quantize=quantize, mmproj=mmproj)
     checkpoint = open_checkpoint(
         source, revision=revision, local_files_only=local_files_only, progress=progress
@@ -109,6 +113,8 @@ def load(
             context=_context(checkpoint.config, context),
             threads=default_threads() if threads is None else threads,
             kv_dtype=_kv_dtype(kv_dtype, dtype),
+            vision=vision,
+            media_limits=media_limits,
             bars=progress if isinstance(progress, bool) else None,
         )
     except BaseException:
@@ -145,6 +151,15 @@ def _check_count(name: str, value: Any, high: int) -> None:
         raise TypeError(f"{name}={value!r}: expected an integer or None")
     if not 1 <= value <= high:
         raise ValueError(f"{name}={value}: expected 1 to {high}")
+
+
+def _check_limits(limits: Any) -> None:
+    if limits is None:
+        return
+    from .media import MediaLimits
+
+    if not isinstance(limits, MediaLimits):
+        raise TypeError(f"media_limits: expected a qwen35.MediaLimits, got {type(limits).__name__}")
 
 
 def _refuse_later(*, quantize: Any, mmproj: Any) -> None:
@@ -267,12 +282,14 @@ def _model(
     context: int,
     threads: int,
     kv_dtype: str,
+    vision: bool,
+    media_limits: "MediaLimits | None",
     bars: bool | None,
 ) -> "Model":
     from . import _core
     from .model import Model
 
-    geometry = checkpoint.config.geometry()
+    geometry = checkpoint.config.geometry(vision=vision and checkpoint.has_vision)
     names = [name for name, _ in _core.expected_tensors(geometry)]
     tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
@@ -285,6 +302,7 @@ def _model(
         dtype=dtype,
         kv_dtype=kv_dtype,
         progress=bars,
+        media_limits=media_limits,
     )
 
 

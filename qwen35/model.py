@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ClosedError, MediaError
+from .errors import ClosedError
 from .generation import TokenStream
 from .lifecycle import Gate, Registry, guarded
 from .pool import SessionPool
@@ -26,6 +26,7 @@ from .prompt import Prompt, Prompts, check_fits, check_text, is_messages
 from .request import check_fields, eos_ids, make_request
 from .results import Generation, Score
 from .session import Session
+from .vision import Poll, Vision, parts_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from . import _core
     from .config import Config
     from .loading import Checkpoint
+    from .media import MediaLimits
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
@@ -55,6 +57,7 @@ class Model:
         dtype: str = "auto",
         kv_dtype: str = "float16",
         progress: Progress = None,
+        media_limits: MediaLimits | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._core: _core.Model | None = core
@@ -71,7 +74,14 @@ class Model:
         self.kv_dtype = kv_dtype
         self.threads: int = core.threads
         self.context = context
-        self._prompts = Prompts(checkpoint, tokenizer, context=self.context)
+        self._vision = Vision(
+            checkpoint,
+            tokenizer,
+            enabled=core.feature_shape is not None,
+            limits=media_limits,
+            context=context,
+        )
+        self._prompts = Prompts(checkpoint, tokenizer, self._vision, context=context)
         self._eos_ids = eos_ids(checkpoint, tokenizer)
 
     # Answers
@@ -90,13 +100,17 @@ class Model:
 
         Special tokens spelt out in a text stay plain text; ids are taken as given. All of the
         answer is text, except that a Prompt made from messages is answered as `chat` would.
+
+        images: arrays [H, W, 3] uint8 (also gray, RGBA, floats in 0..1), PIL images, paths, bytes;
+        videos: {"video": frames or a path, "fps": f}. They go where the prompt has <|image_pad|>
+        and <|video_pad|>, before a text that has none.
         ValueError for bad ids or sampling fields, ContextLengthError for a prompt that does not
-        fit.
+        fit, MediaError for an image or video that cannot be read.
         """
         check_fields(fields, self.generate)
-        self._prompts.refuse_media(images, videos)
         self._gate.check()
-        return self._stream(self._prompts.make(prompt, where="prompt"), sampling, fields)
+        made = self._prompts.make(prompt, where="prompt", images=images, videos=videos)
+        return self._stream(made, sampling, fields)
 
     def chat(
         self,
@@ -110,7 +124,8 @@ class Model:
         **fields: Any,
     ) -> TokenStream:
         """Answer `messages` (OpenAI's form; a str is one user message), split into reasoning, text
-        and tool calls.
+        and tool calls. A message's content may hold parts {"type": "image", "image": ...} and
+        {"type": "video", "video": ..., "fps": ...}.
 
         enable_thinking: None leaves it to the checkpoint's template. thinking_budget: so many
         tokens of reasoning at most, then the answer is asked for. `fields` are those of
@@ -136,9 +151,8 @@ class Model:
         """The tokens that `chat` (for messages) or `generate` (for text or ids) would send to the
         model.
         """
-        self._prompts.refuse_media(images, videos)
         self._gate.check()
-        if is_messages(messages_or_text):
+        if is_messages(messages_or_text) and not len(images) and not len(videos):
             return self._prompts.from_messages(
                 messages_or_text, tools, enable_thinking, chat_template_kwargs
             )
@@ -147,7 +161,9 @@ class Model:
                 "tools, enable_thinking and chat_template_kwargs go with messages, not with text "
                 "or ids"
             )
-        return self._prompts.make(messages_or_text, where="messages_or_text")
+        return self._prompts.make(
+            messages_or_text, where="messages_or_text", images=images, videos=videos
+        )
 
     # Numbers
 
@@ -163,14 +179,15 @@ class Model:
         """Logits after every token of the prompt, float32 [T, V]; with last_only after the last,
         float32 [1, V].
         """
-        self._prompts.refuse_media(images, videos)
         self._checkpoint.check_unchanged()
-        ids = self._prompts.numeric(prompt, where="prompt").ids
+        made = self._prompts.numeric(prompt, where="prompt", images=images, videos=videos)
+        ids = made.ids
         check_fits(len(ids), context=self.context, room=0)
         core = self._core_session(len(ids))
+        shown = self._shown(made, 0, len(ids))
         if not last_only:
-            return core.logits_all(ids)
-        core.prefill(ids)
+            return core.logits_all(ids, **shown)
+        core.prefill(ids, **shown)
         return np.array(core.logits, dtype=np.float32)[np.newaxis]
 
     @guarded
@@ -188,14 +205,14 @@ class Model:
                 "a list"
             )
         self._checkpoint.check_unchanged()
-        ids = self._prompts.numeric(prompt, where="prompt").ids
+        made = self._prompts.numeric(prompt, where="prompt")
         wanted = [
             self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
             for index, continuation in enumerate(continuations)
         ]
-        check_fits(len(ids), context=self.context, room=max(map(len, wanted), default=0))
-        session, branch = self._pool.take(ids, self)
-        session._sync(ids, branch=branch)
+        check_fits(len(made), context=self.context, room=max(map(len, wanted), default=0))
+        session, branch = self._pool.take(made.keys, self)
+        session._sync(made, branch=branch)
         start = session.snapshot()
         scores = []
         for continuation in wanted:
@@ -204,10 +221,13 @@ class Model:
         self._pool.give_back(session)
         return scores
 
+    @guarded
     def embed_image(self, image: Any) -> NDArray[np.float32]:
-        """Embeddings of an image, float32 [n, D]. This version reads text only and says so."""
-        self._prompts.refuse_media([image], [])
-        raise MediaError("embed_image() got no image")
+        """What the text model sees of an image, float32 [n, D], one row a token; `image` is
+        anything that `images=` takes, or {"image": ..., "max_pixels": ...}.
+        """
+        images, _ = self._vision.read(parts_of([image], []))
+        return self._vision.features(self._native(), images[0])[:, 0].copy()
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text. special: spelt-out special tokens such as <|im_end|> become their
@@ -285,6 +305,7 @@ class Model:
         for session in self._sessions.alive():
             session.close()
         self._core = None
+        self._vision.clear()
         self._checkpoint.close()
 
     def __enter__(self) -> Self:
@@ -328,6 +349,20 @@ class Model:
         if self._core is None:
             raise ClosedError(f"the model {self.name!r} was closed; load it again")
         return self._core
+
+    def _shown(
+        self, prompt: Prompt, start: int, stop: int, *, poll: Poll | None = None
+    ) -> dict[str, Any]:
+        """What goes with prompt.ids[start:stop] into the core: positions, and the features of what
+        is seen there. `poll` is called now and then while images are read.
+        """
+        if prompt.layout is None:
+            return {}
+        native = self._native()
+        features = prompt.layout.features(
+            start, stop, lambda media: self._vision.features(native, media, poll=poll)
+        )
+        return {"position_ids": prompt.position_ids[:, start:stop], "features": features}
 
     def _new_session(self, context: int | None = None) -> Session:
         return self._adopt(self._core_session(self.context if context is None else context))

@@ -27,15 +27,15 @@ class SessionPool:
         self._lock = threading.Lock()
         self._closed = False
 
-    def take(self, ids: NDArray[np.int32], model: Model) -> tuple[Session, int]:
-        """A session for a prompt, and where that prompt parts from an earlier one (0: nowhere worth
-        a mark).
+    def take(self, keys: NDArray[np.int64], model: Model) -> tuple[Session, int]:
+        """A session for a prompt of these keys, and where that prompt parts from an earlier one (0:
+        nowhere worth a mark).
 
         A session that would lose more of its past than the prompt can use stays as it is while
         there is room, and a second one branches off at the last usable mark.
         """
         with self._lock:
-            prefixes = [session._usable(ids) for session in self._idle]
+            prefixes = [session._usable(keys) for session in self._idle]
             branch = max((shared for _, shared in prefixes), default=0)
             best = max(range(len(prefixes)), key=lambda i: (prefixes[i][0], i), default=None)
             if best is not None and prefixes[best][0] > 0:

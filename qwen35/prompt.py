@@ -1,22 +1,29 @@
-"""Prompts: what a user hands over (text, ids, messages) -> checked token ids. Runs nothing; media
-are read elsewhere.
+"""Prompts: what a user hands over (text, ids, messages, images, videos) -> checked token ids and
+where pictures stand among them. Runs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ContextLengthError, MediaError, TemplateError, UnsupportedModelError
+from .errors import ContextLengthError, TemplateError
+from .vision import parts_of
+from .vision_prompt import unplaced
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
     from .loading import Checkpoint
+    from .messages import MediaPart
     from .tokenizer import Tokenizer
+    from .vision import Vision
+    from .vision_input import VisionInput
+    from .vision_prompt import Layout
 
 LONGEST_TOKEN_BYTES = (
     512  # no vocabulary of the family has a longer one; bounds the tokens of a text from below
@@ -27,28 +34,37 @@ LONGEST_TOKEN_BYTES = (
 class Prompt:
     """A tokenized prompt, made by `Model.prompt`.
 
-    ids: int32 [T]. position_ids: int32 [3, T] (time, height, width; all equal for text). text: what
-    was tokenized. images, videos: empty, this version reads text only. from_messages: rendered by
-    the chat template, so the answer is split into reasoning, text and tool calls. thinking: the
+    ids: int32 [T], images and videos with all their tokens. position_ids: int32 [3, T] (time,
+    height, width; all equal for text). text: what was tokenized, with one placeholder an image or
+    video. images, videos: VisionInput with pixels, grid_thw and timestamps. from_messages: rendered
+    by the chat template, so the answer is split into reasoning, text and tool calls. thinking: the
     prompt ends inside an open <think>.
     """
 
     ids: NDArray[np.int32]
     text: str | None = None
-    images: list[Any] = field(default_factory=list)
-    videos: list[Any] = field(default_factory=list)
+    images: list[VisionInput] = field(default_factory=list)
+    videos: list[VisionInput] = field(default_factory=list)
     from_messages: bool = False
     thinking: bool = False
     tools: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     tokenizer: Tokenizer | None = field(default=None, repr=False)
+    layout: Layout | None = field(default=None, repr=False)  # where images and videos stand
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def position_ids(self) -> NDArray[np.int32]:
         """[3, T] int32."""
+        if self.layout is not None:
+            return self.layout.position_ids()
         return np.tile(np.arange(len(self.ids), dtype=np.int32), (3, 1))
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """[T] int64: equal for two prompts as far as they say and show the same."""
+        return self.ids.astype(np.int64) if self.layout is None else self.layout.keys()
 
     def _repr_html_(self) -> str:
         from .notebook import prompt_html
@@ -61,8 +77,11 @@ class Prompts:
     first used.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, *, context: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Tokenizer, vision: Vision, *, context: int
+    ) -> None:
         self._name = checkpoint.name
+        self._vision = vision
         self._config = checkpoint.config
         self._source = checkpoint.chat_template
         self._tokenizer = tokenizer
@@ -70,20 +89,27 @@ class Prompts:
         self._template: ChatTemplate | None = None
         self._message_id = tokenizer.token_id("<|im_start|>")
 
-    def make(self, prompt: Any, *, where: str) -> Prompt:
+    def make(
+        self, prompt: Any, *, where: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()
+    ) -> Prompt:
         """Text, ids or a Prompt -> Prompt. Ids must be entries of the tokenizer."""
         size = min(self._tokenizer.vocab_size, self._config.text.vocab_size)
-        made = self._make(prompt, vocab_size=size, where=where)
+        made = self._make(prompt, parts_of(images, videos), vocab_size=size, where=where)
         self._refuse_placeholders(made, where=where)
         return made
 
-    def numeric(self, prompt: Any, *, where: str) -> Prompt:
-        """The same where only numbers come out: the padding rows of the embedding are allowed
-        too.
+    def numeric(
+        self, prompt: Any, *, where: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()
+    ) -> Prompt:
+        """The same where only numbers come out: the padding rows of the embedding are allowed too,
+        and placeholders without pictures.
         """
-        return self._make(prompt, vocab_size=self._config.text.vocab_size, where=where)
+        size = self._config.text.vocab_size
+        return self._make(prompt, parts_of(images, videos), vocab_size=size, where=where)
 
-    def _make(self, prompt: Any, *, vocab_size: int, where: str) -> Prompt:
+    def _make(self, prompt: Any, parts: list[MediaPart], *, vocab_size: int, where: str) -> Prompt:
+        if parts:
+            return self._make_seeing(prompt, parts, vocab_size=vocab_size, where=where)
         if isinstance(prompt, Prompt) and prompt.tokenizer is not None:
             return prompt
         if isinstance(prompt, Prompt):  # not made by a model: its ids were never looked at
@@ -100,6 +126,45 @@ class Prompts:
         ids = check_ids(prompt, vocab_size=vocab_size, where=where)
         return Prompt(ids, tokenizer=self._tokenizer)
 
+    def _make_seeing(
+        self, prompt: Any, parts: list[MediaPart], *, vocab_size: int, where: str
+    ) -> Prompt:
+        """A prompt of text or ids with images and videos."""
+        if isinstance(prompt, Prompt) or is_messages(prompt):
+            kind = "a Prompt" if isinstance(prompt, Prompt) else "messages"
+            raise ValueError(
+                f"{where}: {kind} holds its own images and videos; leave images and videos out"
+            )
+        images, videos = self._vision.read(parts)
+        text = prompt if isinstance(prompt, str) else None
+        if text is not None:
+            encode_text(self._tokenizer, text, context=self._context, where=where)
+            ids: Any = self._vision.placeholders.in_text(
+                text, images=len(images), videos=len(videos)
+            )
+        else:
+            ids = check_ids(prompt, vocab_size=vocab_size, where=where)
+        return self._placed(ids, images, videos, where=where, text=text)
+
+    def _placed(
+        self,
+        ids: Any,
+        images: list[VisionInput],
+        videos: list[VisionInput],
+        *,
+        where: str,
+        **fields: Any,
+    ) -> Prompt:
+        layout = self._vision.placeholders.lay_out(ids, images, videos, where=where)
+        return Prompt(
+            layout.ids,
+            images=images,
+            videos=videos,
+            layout=layout,
+            tokenizer=self._tokenizer,
+            **fields,
+        )
+
     def from_messages(
         self,
         messages: Any,
@@ -110,6 +175,7 @@ class Prompts:
         """OpenAI messages -> Prompt, through the checkpoint's chat template."""
         from .chat import encode_chat
 
+        parts: list[MediaPart] = []
         text, ids = encode_chat(
             self._tokenizer,
             self.template(),
@@ -117,16 +183,18 @@ class Prompts:
             tools=tools,
             enable_thinking=enable_thinking,
             kwargs=kwargs,
+            media=parts.extend,
         )
         array = np.array(ids, dtype=np.int32)
-        return Prompt(
-            array,
-            text,
-            from_messages=True,
-            thinking=ends_thinking(self._tokenizer, array),
-            tools=tools,
-            tokenizer=self._tokenizer,
-        )
+        fields = {
+            "text": text,
+            "from_messages": True,
+            "thinking": ends_thinking(self._tokenizer, array),
+            "tools": tools,
+        }
+        if not parts:
+            return Prompt(array, tokenizer=self._tokenizer, **fields)
+        return self._placed(array, *self._vision.read(parts), where="messages", **fields)
 
     def template(self) -> ChatTemplate:
         """The checkpoint's own template; TemplateError when it has none."""
@@ -147,30 +215,14 @@ class Prompts:
         return max(0, _last(ids, self._message_id)) if self._message_id is not None else 0
 
     def _refuse_placeholders(self, prompt: Prompt, *, where: str) -> None:
-        """ValueError for tokens that stand for pixels which are not there."""
-        if self._config.vision is None:
-            return
-        for kind in ("image", "video"):
-            token = getattr(self._config, f"{kind}_token_id")
-            count = int(np.count_nonzero(prompt.ids == token))
-            given = len(getattr(prompt, f"{kind}s"))
-            if count and not given:
-                raise ValueError(
-                    f"{where}: {count} {kind} placeholders (token {token}) and {given} {kind}s; "
-                    "this version reads text only, leave them out"
-                )
-
-    def refuse_media(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
-        """MediaError or UnsupportedModelError if there are any: this version reads text only."""
-        for name, media in (("images", images), ("videos", videos)):
-            if len(media) and self._config.vision is None:
-                raise UnsupportedModelError(
-                    f"{name}: the model {self._name!r} has no vision tower; use a model with one"
-                )
-            if len(media):
-                raise MediaError(
-                    f"{name}: this version of qwen35 reads text only; leave {name} out"
-                )
+        """ValueError for tokens that stand for pictures which are not there."""
+        alone = unplaced(self._config, prompt.ids) if prompt.layout is None else None
+        if alone is not None:
+            kind, token, count = alone
+            raise ValueError(
+                f"{where}: {count} {kind} placeholders (token {token}) and 0 {kind}s; pass them as "
+                f"{kind}s=[...], or leave the placeholders out"
+            )
 
 
 def is_messages(value: Any) -> bool:

@@ -36,7 +36,7 @@ class Snapshot:
     """A point of a session's timeline to come back to."""
 
     position: int
-    ids: NDArray[np.int32]  # [position]
+    keys: NDArray[np.int64]  # [position] token ids, and what stands for images (Prompt.keys)
     core: _core.Snapshot
 
     @property
@@ -54,6 +54,7 @@ class Session:
         self._model: Any = model  # a Model; None while the session is idle in its pool
         self._core: _core.Session | None = core
         self._marks: list[Snapshot] = []  # by position, all on this timeline
+        self._seen = np.empty(0, np.int64)  # keys of the prompt synced last; see _keys()
 
     # What it is
 
@@ -97,9 +98,9 @@ class Session:
         that were done.
         """
         self._model._checkpoint.check_unchanged()
-        ids = self._model._prompts.numeric(prompt, where="prompt").ids
-        check_fits(len(ids), context=self._open().context, room=0)
-        return self._sync(ids, progress=progress)
+        made = self._model._prompts.numeric(prompt, where="prompt")
+        check_fits(len(made), context=self._open().context, room=0)
+        return self._sync(made, progress=progress)
 
     @guarded
     def snapshot(self) -> Snapshot:
@@ -107,7 +108,7 @@ class Session:
         shared.
         """
         core = self._open()
-        return Snapshot(core.position, core.ids, core.snapshot())
+        return Snapshot(core.position, self._keys(), core.snapshot())
 
     @guarded
     def restore(self, snapshot: Snapshot) -> None:
@@ -119,8 +120,9 @@ class Session:
                 f"restore() takes what snapshot() returned, got {type(snapshot).__name__}"
             )
         core = self._open()
-        shared = common_prefix(core.ids, snapshot.ids)
+        shared = common_prefix(self._keys(), snapshot.keys)
         core.restore(snapshot.core)
+        self._seen = snapshot.keys
         self._marks = [mark for mark in self._marks if mark.position <= shared]
 
     @guarded
@@ -128,6 +130,7 @@ class Session:
         """A second session with this one's past and a future of its own."""
         twin: Session = self._model._adopt(self._open().fork())
         twin._marks = list(self._marks)
+        twin._seen = self._seen
         return twin
 
     @guarded
@@ -135,7 +138,8 @@ class Session:
         """Write the timeline to a file (safetensors layout, replaced as a whole or not at all)."""
         from .session_file import write_session
 
-        write_session(path, self._open().dump(), fingerprint=self._model._fingerprint())
+        arrays = {**self._open().dump(), "keys": self._keys()}
+        write_session(path, arrays, fingerprint=self._model._fingerprint())
 
     @guarded
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -145,7 +149,9 @@ class Session:
         from .session_file import read_session
 
         arrays = read_session(path, fingerprint=self._model._fingerprint())
-        self._open().undump(arrays)
+        core = self._open()
+        core.undump(arrays)
+        self._seen = arrays.get("keys", core.ids.astype(np.int64))
         self._marks = []
 
     def close(self) -> None:
@@ -181,20 +187,33 @@ class Session:
             )
         return self._core
 
+    def _keys(self) -> NDArray[np.int64]:
+        """Keys of the timeline: its ids, and where the last prompt showed something what that
+        was.
+        """
+        keys = self._open().ids.astype(np.int64)
+        seen = self._seen[: len(keys)]
+        keys[: len(seen)][seen < 0] = seen[seen < 0]
+        return keys
+
     def _sync(
         self,
-        ids: NDArray[np.int32],
+        prompt: Prompt,
         *,
         branch: int = 0,
         progress: Callable[[int, int], object] | None = None,
     ) -> int:
-        """`sync` for checked ids; `branch` is where an earlier prompt parted from this one."""
-        reused = self._rewind(ids)
+        """`sync` for a checked prompt; `branch` is where an earlier one parted from it."""
+        reused = self._rewind(prompt)
         core = self._open()
-        for end in [*self._splits(ids, start=reused, branch=branch), len(ids)]:
-            piece = ids[core.position : end]
-            if piece.size:
-                core.prefill(piece, progress=shifted(progress, core.position, len(ids)))
+        for end in [*self._splits(prompt, start=reused, branch=branch), len(prompt)]:
+            start = core.position
+            if start < end:
+                core.prefill(
+                    prompt.ids[start:end],
+                    progress=shifted(progress, start, len(prompt)),
+                    **self._model._shown(prompt, start, end),
+                )
             self._mark()
         return reused
 
@@ -203,22 +222,25 @@ class Session:
         twin = model._new_session(self.context)
         twin._marks = [mark for mark in self._marks if mark.position <= position]
         twin._open().restore(twin._marks[-1].core)
+        twin._seen = twin._marks[-1].keys
         return twin
 
-    def _usable(self, ids: NDArray[np.int32]) -> tuple[int, int]:
-        """(tokens of `ids` this session can start from, tokens of `ids` its timeline shares)."""
-        core = self._open()
-        past = core.ids
-        shared = common_prefix(past, ids)
-        if shared == len(past) and (shared < len(ids) or core.logits is not None):
+    def _usable(self, keys: NDArray[np.int64]) -> tuple[int, int]:
+        """(tokens of a prompt this session can start from, tokens that its timeline shares)."""
+        past = self._keys()
+        shared = common_prefix(past, keys)
+        if shared == len(past) and (shared < len(keys) or self._open().logits is not None):
             return shared, shared
         usable = (mark.position for mark in self._marks if mark.position <= shared)
         return max(usable, default=0), shared
 
-    def _rewind(self, ids: NDArray[np.int32]) -> int:
-        """Go back to the longest usable prefix of `ids`; returns its length."""
+    def _rewind(self, prompt: Prompt) -> int:
+        """Go back to the longest usable prefix of a prompt, which comes next; returns its
+        length.
+        """
         core = self._open()
-        usable, shared = self._usable(ids)
+        usable, shared = self._usable(prompt.keys)
+        self._seen = prompt.keys
         self._marks = [mark for mark in self._marks if mark.position <= shared]
         if usable == core.position:
             return usable
@@ -228,15 +250,15 @@ class Session:
             self._core = self._model._core_session(core.context)
         return usable
 
-    def _splits(self, ids: NDArray[np.int32], *, start: int, branch: int = 0) -> list[int]:
-        """Where to stop on the way through `ids` to set a mark: where an earlier prompt parted, and
-        before the last message, which is the generation prompt and is written otherwise once the
-        answer is part of the past.
+    def _splits(self, prompt: Prompt, *, start: int, branch: int = 0) -> list[int]:
+        """Where to stop on the way through a prompt to set a mark: where an earlier prompt parted,
+        and before the last message, which is the generation prompt and is written otherwise once
+        the answer is part of the past.
         """
-        message = self._model._prompts.last_message_start(ids)
+        message = self._model._prompts.last_message_start(prompt.ids)
         ends: list[int] = []
         for end in sorted({branch, message}):
-            if end - (ends[-1] if ends else start) >= MARK_GAP and end < len(ids):
+            if end - (ends[-1] if ends else start) >= MARK_GAP and end < len(prompt):
                 ends.append(end)
         return ends
 
@@ -245,13 +267,13 @@ class Session:
         core = self._open()
         if self._marks and self._marks[-1].position == core.position:
             return
-        self._marks.append(Snapshot(core.position, core.ids, core.snapshot()))
+        self._marks.append(Snapshot(core.position, self._keys(), core.snapshot()))
         if len(self._marks) > MARK_LIMIT:
             del self._marks[1]
 
 
-def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many leading ids two timelines share."""
+def common_prefix(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many leading keys two timelines share."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if differ.size else n

@@ -264,9 +264,11 @@ def vision_shapes(v: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         linear(f"blocks.{i}.attn.proj", width, width)
         linear(f"blocks.{i}.mlp.linear_fc1", inner, width)
         linear(f"blocks.{i}.mlp.linear_fc2", width, inner)
-    norm("merger.norm", width)
-    linear("merger.linear_fc1", merged, merged)
-    linear("merger.linear_fc2", v["out_hidden_size"], merged)
+    deep = [f"deepstack_merger_list.{i}" for i in range(len(v.get("deepstack_visual_indexes", ())))]
+    for merger in ["merger", *deep]:
+        norm(f"{merger}.norm", width if merger == "merger" else merged)
+        linear(f"{merger}.linear_fc1", merged, merged)
+        linear(f"{merger}.linear_fc2", v["out_hidden_size"], merged)
     return shapes
 
 

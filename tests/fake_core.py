@@ -33,6 +33,7 @@ class FakeModel:
     ) -> None:
         self.vocab_size, self.script, self.chunk_s = vocab_size, script, chunk_s
         self.threads = 1
+        self.feature_shape = None  # no vision tower
         self.appended = 0  # tokens computed by all sessions
 
     def memory(self) -> dict[str, int]:

@@ -146,11 +146,11 @@ def test_bad_sampling_fields_are_refused_at_once(fake: Any) -> None:
         fake.chat("hi", thinking_budget=-1)
 
 
-def test_media_are_refused_with_a_reason(fake: Any) -> None:
+def test_a_model_without_a_tower_refuses_media(fake: Any) -> None:
     image = np.zeros((32, 32, 3), np.uint8)
-    with pytest.raises(qwen35.MediaError, match="text only"):
+    with pytest.raises(qwen35.UnsupportedModelError, match=r"images\[0\].*vision=False"):
         fake.generate("hi", images=[image])
-    with pytest.raises(qwen35.MediaError, match="text only"):
+    with pytest.raises(qwen35.UnsupportedModelError, match="vision=False"):
         fake.embed_image(image)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import qwen35
 from qwen35.chat import ChatTemplate, encode_chat
-from qwen35.errors import MediaError, TemplateError
+from qwen35.errors import TemplateError
 from qwen35.prompt import ends_thinking
 from qwen35.tokenizer import Tokenizer
 
@@ -320,15 +320,6 @@ def test_private_use_characters_in_messages_survive(
 
 
 # What is refused
-
-
-def test_images_wait_for_the_vision_tower(tokenizer: Tokenizer, template: ChatTemplate) -> None:
-    part = {"type": "image", "image": b"..."}
-    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
-    with pytest.raises(
-        MediaError, match=r"messages\[0\]\.content\[1\]: images come with the vision"
-    ):
-        encode_chat(tokenizer, template, messages)
 
 
 def test_the_media_hook_gets_all_media_in_order(

@@ -19,6 +19,7 @@ from checkpoints import (
     make_tensors,
     raw_safetensors,
     text_shapes,
+    vision_shapes,
     write_checkpoint,
     write_json,
     write_safetensors,
@@ -89,7 +90,7 @@ def test_table_of_the_core(tmp_path: Path, heads: tuple[int, int]) -> None:
     for tied in (True, False):
         fields = config_of(tie_word_embeddings=tied, **text)
         geometry = qwen35.config.config_from(fields, where="x").geometry()
-        wanted = text_shapes(fields["text_config"])
+        wanted = text_shapes(fields["text_config"]) | vision_shapes(fields["vision_config"])
         assert dict(core.expected_tensors(geometry)) == wanted
 
 

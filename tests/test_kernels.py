@@ -309,6 +309,46 @@ def test_rms_norm(target: str, n: int, at_end: bool) -> None:
 
 
 @WHERE
+@pytest.mark.parametrize("n", [*SIZES, 72, 1152])
+def test_layer_norm(target: str, n: int, at_end: bool) -> None:
+    """The mean is off by n EPS of the mean magnitude at most; the rest is as in rms_norm."""
+    rng = np.random.default_rng(n)
+    x, scale, shift = (guard.like(noise(rng, (n,)), at_end=at_end) for _ in range(3))
+    centred = wide(x) - wide(x).mean()
+    want = centred / np.sqrt(np.mean(centred**2) + 1e-6) * wide(scale) + wide(shift)
+    y = guard.poisoned((n,), np.float32, at_end=at_end)
+    run(target, "layer_norm", y, x, scale, shift, 1e-6)
+    size = abs(x).max() / np.sqrt(np.mean(centred**2) + 1e-6) * abs(scale) + abs(shift)
+    assert (abs(y - want) <= (2 * n + 8) * EPS * size).all()
+    run(target, "layer_norm", x, x, scale, shift, 1e-6)
+    assert np.array_equal(x, y)
+
+
+@WHERE
+@pytest.mark.parametrize("n", SIZES)
+def test_gelu_bias(target: str, n: int, at_end: bool) -> None:
+    """x times a sigmoid: the exponent's own rounding is magnified by its size, up to 88."""
+    rng = np.random.default_rng(n)
+    x, bias = (guard.like(noise(rng, (n,)) * scale, at_end=at_end) for scale in (4, 1))
+    a = wide(x) + wide(bias)
+    u = np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)
+    want = 0.5 * a * (1 + np.tanh(u))
+    run(target, "gelu_bias", x, bias)
+    assert (abs(x - want) <= abs(a) * (10 + 8 * np.minimum(abs(u), 88)) * EPS + 1e-36).all()
+
+
+@WHERE
+@pytest.mark.parametrize("n", SIZES)
+def test_add(target: str, n: int, at_end: bool) -> None:
+    """NumPy's f32 sum, bit for bit."""
+    rng = np.random.default_rng(n)
+    y, x = (guard.like(noise(rng, (n,)), at_end=at_end) for _ in range(2))
+    want = y + x
+    run(target, "add", y, x)
+    assert np.array_equal(y, want)
+
+
+@WHERE
 @pytest.mark.parametrize("n", [*SIZES, 128])
 def test_l2_norm(target: str, n: int, at_end: bool) -> None:
     x = guard.like(noise(np.random.default_rng(n), (n,)), at_end=at_end)

@@ -19,6 +19,7 @@ from fake_core import after, fake_model
 
 import qwen35
 from qwen35.pool import IDLE_LIMIT
+from qwen35.prompt import Prompt
 from qwen35.session import MARK_GAP, MARK_LIMIT
 
 RNG = np.random.default_rng(5)
@@ -316,10 +317,10 @@ def test_scoring_reuses_what_questions_share(fake: Any) -> None:
 
 
 def test_short_prompts_are_read_in_one_piece(fake: Any) -> None:
-    pieces: list[int] = []
     session = fake.session()
-    assert session._splits(np.array([1] * (MARK_GAP - 1) + [266, 1]), start=0) == pieces
-    assert session._splits(np.array([1] * MARK_GAP + [266, 1]), start=0) == [MARK_GAP]
+    short, long = (Prompt(np.array([1] * n + [266, 1])) for n in (MARK_GAP - 1, MARK_GAP))
+    assert session._splits(short, start=0) == []
+    assert session._splits(long, start=0) == [MARK_GAP]
 
 
 def test_a_long_past_is_not_given_up_for_a_short_start(fake: Any) -> None:

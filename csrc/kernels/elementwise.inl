@@ -61,18 +61,35 @@ static inline float sum_lanes(const float *lane) {
     return (half[0] + half[2]) + (half[1] + half[3]);
 }
 
-static float sum_of_squares(const float *x, size_t n) {
+/* sum_i (x_i - shift)^power, power 1 or 2 */
+static inline __attribute__((always_inline)) float sum_of(const float *x, float shift,
+                                                          const int power, size_t n) {
     float lane[SUM_LANES] = {0};
     size_t i = 0;
     for (; i + SUM_LANES <= n; i += SUM_LANES)
-        for (size_t j = 0; j < SUM_LANES; j++) lane[j] += x[i + j] * x[i + j];
-    for (size_t j = 0; i + j < n; j++) lane[j] += x[i + j] * x[i + j];
+        for (size_t j = 0; j < SUM_LANES; j++) {
+            float a = x[i + j] - shift;
+            lane[j] += power == 2 ? a * a : a;
+        }
+    for (size_t j = 0; i + j < n; j++) {
+        float a = x[i + j] - shift;
+        lane[j] += power == 2 ? a * a : a;
+    }
     return sum_lanes(lane);
 }
+
+static float sum_of_squares(const float *x, size_t n) { return sum_of(x, 0.0f, 2, n); }
 
 static void NAME(rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n) {
     float factor = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
     ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * scale[i];
+}
+
+static void NAME(layer_norm)(float *y, const float *x, const float *scale, const float *shift,
+                             float eps, size_t n) {
+    float mean = sum_of(x, 0.0f, 1, n) / (float)n;
+    float factor = 1.0f / sqrtf(sum_of(x, mean, 2, n) / (float)n + eps);
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = (x[i] - mean) * factor * scale[i] + shift[i];
 }
 
 static void NAME(l2_norm)(float *x, float scale, size_t n) {
@@ -86,6 +103,18 @@ static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t 
 
 static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_t n) {
     ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+}
+
+/* tanh-GELU: 0.5 a (1 + tanh(u)) = a / (1 + exp(-2 u)), u = sqrt(2 / pi) (a + 0.044715 a^3) */
+static void NAME(gelu_bias)(float *x, const float *bias, size_t n) {
+    ELEMENTWISE for (size_t i = 0; i < n; i++) {
+        float a = x[i] + bias[i];
+        x[i] = a / (1.0f + exp_f32(-1.5957691216f * (a + 0.044715f * a * a * a)));
+    }
+}
+
+static void NAME(add)(float *y, const float *x, size_t n) {
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
 
 /* Qwen3.5's four taps as one loop over the channels. */
@@ -199,5 +228,6 @@ static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
     .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                             \
     .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)}, .rms_norm = NAME(rms_norm), \
     .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul),        \
+    .layer_norm = NAME(layer_norm), .gelu_bias = NAME(gelu_bias), .add = NAME(add),                \
     .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .scale = NAME(scale),        \
     .exp = NAME(exp)

@@ -58,12 +58,19 @@ typedef struct q35_kernels {
 
     /* y = x * rsqrt(mean(x^2) + eps) * scale        y may be x */
     void (*rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n);
+    /* y = (x - mean(x)) * rsqrt(var(x) + eps) * scale + shift        y may be x */
+    void (*layer_norm)(float *y, const float *x, const float *scale, const float *shift, float eps,
+                       size_t n);
     /* x <- x * rsqrt(sum(x^2) + 1e-6) * scale */
     void (*l2_norm)(float *x, float scale, size_t n);
     /* y = silu(gate) * up, silu(a) = a / (1 + exp(-a))        y may be gate or up */
     void (*silu_mul)(float *y, const float *gate, const float *up, size_t n);
     /* y = sigmoid(gate) * x        y may be x */
     void (*sigmoid_mul)(float *y, const float *gate, const float *x, size_t n);
+    /* x <- gelu(x + bias), by tanh */
+    void (*gelu_bias)(float *x, const float *bias, size_t n);
+    /* y <- y + x */
+    void (*add)(float *y, const float *x, size_t n);
     /* y[c] = silu(sum_j w[j * ldw + c] * taps[j][c]), j < K        y may be any of the taps */
     void (*conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw, size_t K,
                       size_t n);

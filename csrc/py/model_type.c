@@ -52,6 +52,14 @@ static int get_kinds(PyObject *geometry, qwen35_geometry *g, uint8_t **kinds) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
+static PyArrayObject *get_vector(PyObject *dict, const char *key, int type) {
+    PyObject *item = PyMapping_GetItemString(dict, key);
+    if (!item) return NULL;
+    PyObject *array = PyArray_FROMANY(item, type, 1, 1, NPY_ARRAY_IN_ARRAY);
+    Py_DECREF(item);
+    return (PyArrayObject *)array;
+}
+
 static int get_rope(PyObject *geometry, qwen35_geometry *g, PyArrayObject **inv_freq) {
     PyObject *section = PyMapping_GetItemString(geometry, "mrope_section");
     PyObject *tuple = section ? PySequence_Tuple(section) : NULL;
@@ -61,10 +69,7 @@ static int get_rope(PyObject *geometry, qwen35_geometry *g, PyArrayObject **inv_
     Py_XDECREF(tuple);
     if (!parsed) return -1;
     for (int i = 0; i < 3; i++) g->mrope_section[i] = (size_t)s[i];
-    PyObject *array = PyMapping_GetItemString(geometry, "inv_freq");
-    if (!array) return -1;
-    *inv_freq = (PyArrayObject *)PyArray_FROMANY(array, NPY_FLOAT32, 1, 1, NPY_ARRAY_IN_ARRAY);
-    Py_DECREF(array);
+    *inv_freq = get_vector(geometry, "inv_freq", NPY_FLOAT32);
     if (!*inv_freq) return -1;
     g->inv_freq = PyArray_DATA(*inv_freq);
     g->Dr = 2 * (size_t)PyArray_SIZE(*inv_freq);
@@ -75,20 +80,78 @@ static int get_rope(PyObject *geometry, qwen35_geometry *g, PyArrayObject **inv_
 typedef struct geometry_owner {
     uint8_t *kinds;
     PyArrayObject *inv_freq;
+    qwen35_vision_geometry vision;
+    PyArrayObject *vision_inv_freq, *deep;
 } geometry_owner;
 
 static void geometry_clear(geometry_owner *owner) {
     PyMem_Free(owner->kinds);
     Py_XDECREF(owner->inv_freq);
+    Py_XDECREF(owner->vision_inv_freq);
+    Py_XDECREF(owner->deep);
+}
+
+typedef struct size_field {
+    const char *key;
+    size_t *value;
+} size_field;
+
+static int get_sizes(PyObject *dict, const size_field *fields, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (get_size(dict, fields[i].key, fields[i].value)) return -1;
+    return 0;
+}
+
+/* The entry "vision", absent or None for a text model. */
+static int vision_parse(PyObject *geometry, qwen35_geometry *g, geometry_owner *owner) {
+    qwen35_vision_geometry *v = &owner->vision;
+    PyObject *dict = PyMapping_GetItemString(geometry, "vision");
+    if (!dict) {
+        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    if (dict == Py_None) {
+        Py_DECREF(dict);
+        return 0;
+    }
+    size_t image_token, video_token;
+    size_field sizes[] = {
+        {"hidden_size", &v->D},
+        {"intermediate_size", &v->F},
+        {"depth", &v->L},
+        {"num_heads", &v->H},
+        {"in_channels", &v->channels},
+        {"patch_size", &v->patch},
+        {"temporal_patch_size", &v->frames},
+        {"spatial_merge_size", &v->merge},
+        {"position_side", &v->side},
+        {"image_token_id", &image_token},
+        {"video_token_id", &video_token},
+    };
+    int failed = get_sizes(dict, sizes, sizeof sizes / sizeof *sizes);
+    if (!failed) owner->vision_inv_freq = get_vector(dict, "inv_freq", NPY_FLOAT32);
+    if (owner->vision_inv_freq)
+        owner->deep = get_vector(dict, "deepstack_visual_indexes", NPY_UINTP);
+    Py_DECREF(dict);
+    if (failed || !owner->deep) return -1;
+    if (!v->H || (size_t)PyArray_SIZE(owner->vision_inv_freq) != v->D / v->H / 4) {
+        PyErr_SetString(PyExc_ValueError, "vision: inv_freq must have hidden_size / num_heads / 4");
+        return -1;
+    }
+    v->image_token = (int32_t)image_token;
+    v->video_token = (int32_t)video_token;
+    v->inv_freq = PyArray_DATA(owner->vision_inv_freq);
+    v->deep = PyArray_DATA(owner->deep);
+    v->n_deep = (size_t)PyArray_SIZE(owner->deep);
+    g->vision = v;
+    return 0;
 }
 
 static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *owner) {
     memset(g, 0, sizeof *g);
     memset(owner, 0, sizeof *owner);
-    struct {
-        const char *key;
-        size_t *value;
-    } sizes[] = {
+    size_field sizes[] = {
         {"hidden_size", &g->D},
         {"intermediate_size", &g->F},
         {"vocab_size", &g->V},
@@ -101,17 +164,17 @@ static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *ow
         {"linear_value_head_dim", &g->Dv},
         {"linear_conv_kernel_dim", &g->K},
     };
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (get_size(dict, sizes[i].key, sizes[i].value)) return -1;
+    if (get_sizes(dict, sizes, sizeof sizes / sizeof *sizes)) return -1;
     if (get_float(dict, "rms_norm_eps", &g->eps) || get_tied(dict, &g->tied)) return -1;
-    return get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq) ? -1 : 0;
+    if (get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq)) return -1;
+    return vision_parse(dict, g, owner);
 }
 
 /* ---- expected_tensors ---- */
 
 const char q35_expected_tensors_doc[] =
     "expected_tensors(geometry) -> list[tuple[str, tuple[int, ...]]]\n\n"
-    "Name and shape of every text tensor a checkpoint of this geometry holds, in file order.";
+    "Name and shape of every tensor a checkpoint of this geometry holds.";
 
 static int collect(void *arg, const char *name, int rank, const size_t *shape) {
     PyObject *dims = PyTuple_New(rank);
@@ -170,11 +233,11 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
         return 1;
     }
     if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array) ||
-        !PyArray_ISNOTSWAPPED(array) || PyArray_NDIM(array) > 4) {
+        !PyArray_ISNOTSWAPPED(array) || PyArray_NDIM(array) > QWEN35_MAX_RANK) {
         PyErr_Format(
             PyExc_ValueError,
-            "tensor %s: expected a C-contiguous, aligned, native array of at most 4 dimensions",
-            name);
+            "tensor %s: expected a C-contiguous, aligned, native array of at most %d dimensions",
+            name, QWEN35_MAX_RANK);
         return 1;
     }
     tensor->data = PyArray_DATA(array);
@@ -251,6 +314,105 @@ static PyObject *model_memory(ModelObject *self, PyObject *ignored) {
                          (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
 }
 
+/* Patches of all grids, in `total`; -1 with an exception where a grid is not one. */
+static int check_grids(PyArrayObject *grids, size_t *patches) {
+    const npy_intp *g = PyArray_DATA(grids);
+    npy_intp n = PyArray_SIZE(grids);
+    *patches = 0;
+    if (n == 0 || PyArray_DIM(grids, PyArray_NDIM(grids) - 1) != 3) {
+        PyErr_SetString(PyExc_ValueError, "grid_thw: expected [3] or [m, 3]: time, height, width");
+        return -1;
+    }
+    for (npy_intp i = 0; i < n; i += 3) {
+        size_t area, count;
+        if (g[i] < 1 || g[i + 1] < 1 || g[i + 2] < 1 ||
+            __builtin_mul_overflow((size_t)g[i + 1], (size_t)g[i + 2], &area) ||
+            __builtin_mul_overflow((size_t)g[i], area, &count) ||
+            __builtin_add_overflow(*patches, count, patches)) {
+            PyErr_Format(PyExc_ValueError, "grid_thw[%zd]: expected numbers from 1 up", i / 3);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Every grid's features into `features`, with the GIL dropped. 0, or -1 with an exception. */
+static int encode_grids(ModelObject *self, const float *pixels, const npy_intp *grids, npy_intp n,
+                        float *features, PyObject *poll) {
+    watch w = {.poll = poll};
+    qwen35_status status = {0};
+    w.thread = PyEval_SaveThread();
+    for (npy_intp i = 0; i < n && !status.code; i += 3) {
+        size_t grid[3] = {(size_t)grids[i], (size_t)grids[i + 1], (size_t)grids[i + 2]};
+        qwen35_vision_encode(self->model, pixels, grid, features, q35_watch_poll, &w, &status);
+        pixels += grid[0] * grid[1] * grid[2] * qwen35_vision_patch_floats(self->model);
+        features +=
+            qwen35_vision_tokens(self->model, grid) * qwen35_vision_feature_floats(self->model);
+    }
+    PyEval_RestoreThread(w.thread);
+    if (!status.code) return 0;
+    if (!w.raised) q35_raise(q35_state_of((PyObject *)self), &status);
+    return -1;
+}
+
+PyObject *q35_encode_pixels(ModelObject *self, PyObject *pixels_object, PyObject *grids_object,
+                            PyObject *poll) {
+    if (!qwen35_has_vision(self->model)) {
+        PyErr_SetString(PyExc_ValueError, "pixels: the model was made without a vision tower");
+        return NULL;
+    }
+    PyArrayObject *features = NULL, *grids = NULL;
+    PyArrayObject *pixels =
+        (PyArrayObject *)PyArray_FROMANY(pixels_object, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY);
+    if (pixels)
+        grids = (PyArrayObject *)PyArray_FROMANY(grids_object, NPY_INTP, 1, 2, NPY_ARRAY_IN_ARRAY);
+    size_t patches, width = qwen35_vision_patch_floats(self->model), tokens = 0;
+    if (!grids || check_grids(grids, &patches)) goto done;
+    if ((size_t)PyArray_DIM(pixels, 0) != patches || (size_t)PyArray_DIM(pixels, 1) != width) {
+        PyErr_Format(PyExc_ValueError, "pixels: shape [%zd, %zd], expected [%zu, %zu] by grid_thw",
+                     PyArray_DIM(pixels, 0), PyArray_DIM(pixels, 1), patches, width);
+        goto done;
+    }
+    const npy_intp *g = PyArray_DATA(grids);
+    for (npy_intp i = 0; i < PyArray_SIZE(grids); i += 3)
+        tokens += qwen35_vision_tokens(
+            self->model, (size_t[3]){(size_t)g[i], (size_t)g[i + 1], (size_t)g[i + 2]});
+    size_t D = qwen35_model_width(self->model);
+    npy_intp parts = (npy_intp)(qwen35_vision_feature_floats(self->model) / D);
+    npy_intp shape[3] = {(npy_intp)tokens, parts, (npy_intp)D};
+    features = (PyArrayObject *)PyArray_SimpleNew(3, shape, NPY_FLOAT32);
+    if (features && encode_grids(self, PyArray_DATA(pixels), g, PyArray_SIZE(grids),
+                                 PyArray_DATA(features), poll))
+        Py_CLEAR(features);
+done:
+    Py_XDECREF(pixels);
+    Py_XDECREF(grids);
+    return (PyObject *)features;
+}
+
+PyDoc_STRVAR(
+    encode_doc,
+    "encode_vision(pixels, grid_thw, *, poll=None) -> float32 [n, 1 + DeepStack layers, D]\n\n"
+    "Features of the tokens of images or frames: for the embedding, then for each of the "
+    "first layers. poll is called every 20 ms; what it raises ends the work.");
+
+static PyObject *model_encode(ModelObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"pixels", "grid_thw", "poll", NULL};
+    PyObject *pixels, *grids, *poll = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O:encode_vision", names, &pixels, &grids,
+                                     &poll))
+        return NULL;
+    return q35_encode_pixels(self, pixels, grids, poll == Py_None ? NULL : poll);
+}
+
+static PyObject *model_feature_shape(ModelObject *self, void *closure) {
+    (void)closure;
+    if (!qwen35_has_vision(self->model)) Py_RETURN_NONE;
+    size_t D = qwen35_model_width(self->model);
+    return Py_BuildValue("(nn)", (Py_ssize_t)(qwen35_vision_feature_floats(self->model) / D),
+                         (Py_ssize_t)D);
+}
+
 PyDoc_STRVAR(session_doc,
              "session(context) -> Session\n\nA new timeline of at most `context` tokens.");
 
@@ -263,11 +425,15 @@ static PyObject *model_session(ModelObject *self, PyObject *argument) {
 static PyMethodDef model_methods[] = {
     {"memory", (PyCFunction)model_memory, METH_NOARGS, memory_doc},
     {"session", (PyCFunction)model_session, METH_O, session_doc},
+    {"encode_vision", (PyCFunction)(void (*)(void))model_encode, METH_VARARGS | METH_KEYWORDS,
+     encode_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef model_getset[] = {
     {"threads", (getter)model_threads, NULL, "Threads of one computation.", NULL},
+    {"feature_shape", (getter)model_feature_shape, NULL,
+     "(1 + DeepStack layers, D) of the features of one image token; None without a tower.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

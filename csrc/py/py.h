@@ -50,20 +50,34 @@ typedef struct watch {
     PyThreadState *thread;
     atomic_int *cancel; /* may be NULL */
     PyObject *progress; /* callable or NULL */
+    PyObject *poll;     /* callable or NULL: what it raises ends the computation */
     int raised;         /* a Python exception is set */
 } watch;
 
 int q35_watch_poll(void *arg);
 int q35_watch_progress(void *arg, size_t done, size_t total);
 
-/* Appends with the GIL dropped. 0; -1 with an exception; 1 when cancelled through watch->cancel. */
-int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions,
-                       watch *watch, qwen35_append_options options);
-
-/* int32 [T], and int32 [3, T] or NULL for None: own copies, so that other threads may do what they
- * like. */
+/* int32 [T], a copy of its own. */
 PyArrayObject *q35_ids_array(PyObject *object);
-int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions);
+
+/* What a call appends: own copies of ids [T] and positions [3, T] (or NULL), so that other threads
+   may do what they like, and features [n, feature_floats] (or NULL). */
+typedef struct prompt_arrays {
+    PyArrayObject *ids, *positions, *features;
+} prompt_arrays;
+
+/* None stands for what is not given. 0, or -1 with an exception and everything released. */
+int q35_prompt_parse(prompt_arrays *prompt, SessionObject *session, PyObject *ids,
+                     PyObject *positions, PyObject *features);
+void q35_prompt_clear(prompt_arrays *prompt);
+
+/* Appends with the GIL dropped. 0; -1 with an exception; 1 when cancelled through watch->cancel. */
+int q35_append_watched(SessionObject *self, const prompt_arrays *prompt, watch *watch,
+                       qwen35_append_options options);
+
+/* Features float32 [n, 1 + DeepStack layers, D] of pixels [sum of t h w, patch floats] and grids
+   [3] or [m, 3]; NULL with an exception. */
+PyObject *q35_encode_pixels(ModelObject *model, PyObject *pixels, PyObject *grids, PyObject *poll);
 
 PyObject *q35_session_make(module_state *state, ModelObject *model, size_t context);
 PyObject *q35_stream_make(SessionObject *self, PyObject *args, PyObject *kwargs);

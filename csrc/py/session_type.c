@@ -19,6 +19,11 @@ int q35_watch_poll(void *arg) {
     if (w->cancel && atomic_load(w->cancel)) return 1;
     PyEval_RestoreThread(w->thread);
     if (PyErr_CheckSignals()) w->raised = 1;
+    if (w->poll && !w->raised) {
+        PyObject *result = PyObject_CallNoArgs(w->poll);
+        if (!result) w->raised = 1;
+        Py_XDECREF(result);
+    }
     w->thread = PyEval_SaveThread();
     return w->raised || (w->cancel && atomic_load(w->cancel));
 }
@@ -40,30 +45,68 @@ PyArrayObject *q35_ids_array(PyObject *object) {
                                             NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
 }
 
-int q35_positions_array(PyObject *object, PyArrayObject *ids, PyArrayObject **positions) {
-    *positions = NULL;
-    if (object == NULL || object == Py_None) return 0;
-    *positions = (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 2, 2,
-                                                  NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
-    if (!*positions) return -1;
-    if (PyArray_DIM(*positions, 0) == 3 && PyArray_DIM(*positions, 1) == PyArray_SIZE(ids))
-        return 0;
-    PyErr_Format(PyExc_ValueError, "position_ids: shape [%zd, %zd], expected [3, %zd]",
-                 PyArray_DIM(*positions, 0), PyArray_DIM(*positions, 1), PyArray_SIZE(ids));
-    Py_CLEAR(*positions);
+void q35_prompt_clear(prompt_arrays *prompt) {
+    Py_CLEAR(prompt->ids);
+    Py_CLEAR(prompt->positions);
+    Py_CLEAR(prompt->features);
+}
+
+static int is_given(PyObject *object) { return object && object != Py_None; }
+
+static int parse_positions(prompt_arrays *prompt, PyObject *object) {
+    prompt->positions = (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 2, 2,
+                                                         NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
+    if (!prompt->positions) return -1;
+    npy_intp rows = PyArray_DIM(prompt->positions, 0), T = PyArray_DIM(prompt->positions, 1);
+    if (rows == 3 && T == PyArray_SIZE(prompt->ids)) return 0;
+    PyErr_Format(PyExc_ValueError, "position_ids: shape [%zd, %zd], expected [3, %zd]", rows, T,
+                 PyArray_SIZE(prompt->ids));
     return -1;
 }
 
-int q35_append_watched(SessionObject *self, PyArrayObject *ids, PyArrayObject *positions, watch *w,
+static int parse_features(prompt_arrays *prompt, const qwen35_model *model, PyObject *object) {
+    if (!qwen35_has_vision(model)) {
+        PyErr_SetString(PyExc_ValueError, "features: the model was made without a vision tower");
+        return -1;
+    }
+    prompt->features =
+        (PyArrayObject *)PyArray_FROMANY(object, NPY_FLOAT32, 2, 3, NPY_ARRAY_IN_ARRAY);
+    if (!prompt->features) return -1;
+    npy_intp n = PyArray_DIM(prompt->features, 0), size = PyArray_SIZE(prompt->features);
+    size_t width = qwen35_vision_feature_floats(model);
+    if (n == 0 || (size_t)(size / n) == width) return 0;
+    PyErr_Format(PyExc_ValueError, "features: %zd numbers a token, expected %zu", size / n, width);
+    return -1;
+}
+
+int q35_prompt_parse(prompt_arrays *prompt, SessionObject *session, PyObject *ids,
+                     PyObject *positions, PyObject *features) {
+    const qwen35_model *model = ((ModelObject *)session->model)->model;
+    memset(prompt, 0, sizeof *prompt);
+    prompt->ids = q35_ids_array(ids);
+    if (!prompt->ids) return -1;
+    if ((is_given(positions) && parse_positions(prompt, positions)) ||
+        (is_given(features) && parse_features(prompt, model, features))) {
+        q35_prompt_clear(prompt);
+        return -1;
+    }
+    return 0;
+}
+
+int q35_append_watched(SessionObject *self, const prompt_arrays *prompt, watch *w,
                        qwen35_append_options options) {
     qwen35_status status = {0};
-    options.positions = positions ? PyArray_DATA(positions) : NULL;
+    if (prompt->positions) options.positions = PyArray_DATA(prompt->positions);
+    if (prompt->features) {
+        options.features = PyArray_DATA(prompt->features);
+        options.n_features = (size_t)PyArray_DIM(prompt->features, 0);
+    }
     options.poll = q35_watch_poll;
     options.progress = q35_watch_progress;
     options.arg = w;
     w->thread = PyEval_SaveThread();
-    qwen35_session_append(self->session, PyArray_DATA(ids), (size_t)PyArray_SIZE(ids), &options,
-                          &status);
+    qwen35_session_append(self->session, PyArray_DATA(prompt->ids),
+                          (size_t)PyArray_SIZE(prompt->ids), &options, &status);
     PyEval_RestoreThread(w->thread);
     if (w->raised) return -1;
     if (!status.code) return 0;
@@ -104,57 +147,54 @@ static void session_dealloc(SessionObject *self) {
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(prefill_doc, "prefill(ids, *, position_ids=None, progress=None)\n\n"
-                          "Append ids [T]. Interrupted, the session stands where the last whole "
-                          "chunk ended; `position` tells.");
+PyDoc_STRVAR(prefill_doc,
+             "prefill(ids, *, position_ids=None, features=None, progress=None)\n\n"
+             "Append ids [T]. features: of the image and video tokens among them, in their order. "
+             "Interrupted, the session stands where the last whole chunk ended; `position` tells.");
 
 static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ids", "position_ids", "progress", NULL};
-    PyObject *ids_object, *positions_object = NULL, *progress = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:prefill", names, &ids_object,
-                                     &positions_object, &progress))
+    static char *names[] = {"ids", "position_ids", "features", "progress", NULL};
+    PyObject *ids, *positions = NULL, *features = NULL, *progress = NULL;
+    prompt_arrays prompt;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OOO:prefill", names, &ids, &positions,
+                                     &features, &progress) ||
+        q35_prompt_parse(&prompt, self, ids, positions, features))
         return NULL;
-    PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL;
-    if (!ids || q35_positions_array(positions_object, ids, &positions) || q35_session_enter(self)) {
-        Py_XDECREF(ids);
-        Py_XDECREF(positions);
-        return NULL;
+    int failed = q35_session_enter(self);
+    if (!failed) {
+        watch w = {.progress = progress == Py_None ? NULL : progress};
+        failed = q35_append_watched(self, &prompt, &w, (qwen35_append_options){0});
+        q35_session_leave(self);
     }
-    watch w = {.progress = progress == Py_None ? NULL : progress};
-    int failed = q35_append_watched(self, ids, positions, &w, (qwen35_append_options){0});
-    q35_session_leave(self);
-    Py_DECREF(ids);
-    Py_XDECREF(positions);
+    q35_prompt_clear(&prompt);
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(logits_all_doc, "logits_all(ids, *, position_ids=None) -> float32 [T, V]\n\nAppend "
-                             "ids and return the logits after each.");
+PyDoc_STRVAR(logits_all_doc,
+             "logits_all(ids, *, position_ids=None, features=None) -> float32 [T, V]\n\n"
+             "Append ids and return the logits after each.");
 
 static PyObject *session_logits_all(SessionObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"ids", "position_ids", NULL};
-    PyObject *ids_object, *positions_object = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:logits_all", names, &ids_object,
-                                     &positions_object))
+    static char *names[] = {"ids", "position_ids", "features", NULL};
+    PyObject *ids, *positions = NULL, *features = NULL;
+    prompt_arrays prompt;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:logits_all", names, &ids, &positions,
+                                     &features) ||
+        q35_prompt_parse(&prompt, self, ids, positions, features))
         return NULL;
-    PyArrayObject *ids = q35_ids_array(ids_object), *positions = NULL, *logits = NULL;
-    if (!ids || q35_positions_array(positions_object, ids, &positions)) goto done;
-    npy_intp shape[2] = {PyArray_SIZE(ids),
+    npy_intp shape[2] = {PyArray_SIZE(prompt.ids),
                          (npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
-    logits = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    if (!logits) goto done;
-    if (q35_session_enter(self)) {
+    PyArrayObject *logits = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (logits && q35_session_enter(self)) {
         Py_CLEAR(logits);
-        goto done;
+    } else if (logits) {
+        watch w = {0};
+        qwen35_append_options options = {.all_logits = PyArray_DATA(logits)};
+        if (q35_append_watched(self, &prompt, &w, options)) Py_CLEAR(logits);
+        q35_session_leave(self);
     }
-    watch w = {0};
-    qwen35_append_options options = {.all_logits = PyArray_DATA(logits)};
-    if (q35_append_watched(self, ids, positions, &w, options)) Py_CLEAR(logits);
-    q35_session_leave(self);
-done:
-    Py_XDECREF(ids);
-    Py_XDECREF(positions);
+    q35_prompt_clear(&prompt);
     return (PyObject *)logits;
 }
 
@@ -162,10 +202,10 @@ PyDoc_STRVAR(score_doc, "score(ids) -> (float32 [T], int32 [T])\n\n"
                         "Append ids; log-probability of each under what precedes it, and the most "
                         "likely token at each place.");
 
-static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
-    PyArrayObject *ids = q35_ids_array(ids_object);
-    if (!ids) return NULL;
-    npy_intp shape[1] = {PyArray_SIZE(ids)};
+static PyObject *session_score(SessionObject *self, PyObject *ids) {
+    prompt_arrays prompt;
+    if (q35_prompt_parse(&prompt, self, ids, NULL, NULL)) return NULL;
+    npy_intp shape[1] = {PyArray_SIZE(prompt.ids)};
     PyArrayObject *logprobs = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_FLOAT32);
     PyArrayObject *likely = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT32);
     PyObject *result = NULL;
@@ -173,11 +213,11 @@ static PyObject *session_score(SessionObject *self, PyObject *ids_object) {
         watch w = {0};
         qwen35_append_options options = {.logprobs = PyArray_DATA(logprobs),
                                          .most_likely = PyArray_DATA(likely)};
-        int failed = q35_append_watched(self, ids, NULL, &w, options);
+        int failed = q35_append_watched(self, &prompt, &w, options);
         q35_session_leave(self);
         if (!failed) result = PyTuple_Pack(2, logprobs, likely);
     }
-    Py_DECREF(ids);
+    q35_prompt_clear(&prompt);
     Py_XDECREF(logprobs);
     Py_XDECREF(likely);
     return result;

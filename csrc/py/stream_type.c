@@ -7,8 +7,8 @@
 
 typedef struct StreamObject {
     PyObject_HEAD SessionObject *session;
-    PyArrayObject *ids, *positions; /* the prompt; positions may be NULL */
-    PyObject *progress;             /* or NULL */
+    prompt_arrays prompt;
+    PyObject *progress; /* or NULL */
     qwen35_sampling sampling;
     int32_t *stops, *forced; /* forced is a queue */
     size_t n_stops, n_forced, forced_capacity;
@@ -76,9 +76,28 @@ static int parse_ids(PyObject *object, const char *what, size_t V, int32_t **ids
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* Pixels are read here and now; features are what they would become. */
+static int parse_prompt(StreamObject *self, PyObject *ids, PyObject *pixels, PyObject *grids,
+                        PyObject *features, PyObject *positions) {
+    if (pixels == Py_None)
+        return q35_prompt_parse(&self->prompt, self->session, ids, positions, features);
+    if (!positions || positions == Py_None || (features && features != Py_None)) {
+        PyErr_SetString(PyExc_ValueError,
+                        "pixels go with grid_thw and position_ids, and without features");
+        return -1;
+    }
+    features = q35_encode_pixels((ModelObject *)self->session->model, pixels, grids, NULL);
+    if (!features) return -1;
+    int failed = q35_prompt_parse(&self->prompt, self->session, ids, positions, features);
+    Py_DECREF(features);
+    return failed;
+}
+
 PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"ids",
                             "pixels",
+                            "grid_thw",
+                            "features",
                             "position_ids",
                             "max_tokens",
                             "min_tokens",
@@ -95,8 +114,8 @@ PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwar
                             "logprobs",
                             "progress",
                             NULL};
-    PyObject *ids, *pixels = Py_None, *positions = NULL, *bias = NULL, *stops = NULL,
-                   *progress = NULL;
+    PyObject *ids, *pixels = Py_None, *grids = Py_None, *features = NULL, *positions = NULL,
+                   *bias = NULL, *stops = NULL, *progress = NULL;
     module_state *state = q35_state_of((PyObject *)session);
     StreamObject *self = (StreamObject *)state->stream_type->tp_alloc(state->stream_type, 0);
     if (!self) return NULL;
@@ -108,21 +127,16 @@ PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwar
     Py_ssize_t top_k = 0;
     unsigned long long seed = 0;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOnnffnffffKOOnO:generate", names, &ids, &pixels, &positions,
-            &self->max_tokens, &self->min_tokens, &s->temperature, &s->top_p, &top_k, &s->min_p,
-            &s->presence_penalty, &s->frequency_penalty, &s->repetition_penalty, &seed, &bias,
-            &stops, &self->n_logprobs, &progress))
+            args, kwargs, "O|$OOOOnnffnffffKOOnO:generate", names, &ids, &pixels, &grids, &features,
+            &positions, &self->max_tokens, &self->min_tokens, &s->temperature, &s->top_p, &top_k,
+            &s->min_p, &s->presence_penalty, &s->frequency_penalty, &s->repetition_penalty, &seed,
+            &bias, &stops, &self->n_logprobs, &progress))
         goto fail;
     size_t V = qwen35_model_vocabulary(((ModelObject *)session->model)->model);
-    if (pixels != Py_None) {
-        PyErr_SetString(PyExc_NotImplementedError, "pixels: this build has no vision tower");
-        goto fail;
-    }
     s->top_k = top_k > 0 ? (size_t)top_k : 0;
     self->seed = seed;
     if (self->n_logprobs > (Py_ssize_t)V) self->n_logprobs = (Py_ssize_t)V;
-    self->ids = q35_ids_array(ids);
-    if (!self->ids || q35_positions_array(positions, self->ids, &self->positions)) goto fail;
+    if (parse_prompt(self, ids, pixels, grids, features, positions)) goto fail;
     if (parse_bias(self, bias, V)) goto fail;
     if (stops && parse_ids(stops, "stop_token_ids", V, &self->stops, &self->n_stops)) goto fail;
     if (progress && progress != Py_None) self->progress = Py_NewRef(progress);
@@ -151,8 +165,7 @@ static void stream_dealloc(StreamObject *self) {
     PyObject_GC_UnTrack(self);
     stream_clear(self);
     Py_XDECREF(self->session);
-    Py_XDECREF(self->ids);
-    Py_XDECREF(self->positions);
+    q35_prompt_clear(&self->prompt);
     PyMem_Free(self->stops);
     PyMem_Free(self->forced);
     PyMem_Free(self->bias);
@@ -175,18 +188,17 @@ static int feed(StreamObject *self) {
     int result = 0;
     if (!self->started) {
         size_t before = qwen35_session_position(self->session->session);
-        result = q35_append_watched(self->session, self->ids, self->positions, &w,
-                                    (qwen35_append_options){0});
+        result = q35_append_watched(self->session, &self->prompt, &w, (qwen35_append_options){0});
         self->n_prompt = qwen35_session_position(self->session->session);
         self->prefilled = self->n_prompt - before;
         self->started = result == 0;
     } else if (!self->last_is_fed) {
         npy_intp one[1] = {1};
-        PyArrayObject *id =
-            (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last);
-        if (!id) return -1;
-        result = q35_append_watched(self->session, id, NULL, &w, (qwen35_append_options){0});
-        Py_DECREF(id);
+        prompt_arrays last = {
+            .ids = (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last)};
+        if (!last.ids) return -1;
+        result = q35_append_watched(self->session, &last, &w, (qwen35_append_options){0});
+        q35_prompt_clear(&last);
         self->last_is_fed = result == 0;
     }
     if (result < 0) return -1;

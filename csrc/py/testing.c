@@ -64,7 +64,8 @@ const char q35_run_kernel_doc[] =
     "  rms_norm y[n] x[n] scale[n] eps | l2_norm x[n] scale | silu_mul y[n] gate[n] up[n]\n"
     "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> "
     "(m', sum)\n"
-    "  scale x[n] a | exp y[n] x[n]";
+    "  scale x[n] a | exp y[n] x[n] | layer_norm y[n] x[n] scale[n] shift[n] eps\n"
+    "  gelu_bias x[n] bias[n] | add y[n] x[n]";
 
 static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n,
                       const double *number) {
@@ -89,6 +90,12 @@ static PyObject *call(const q35_kernels *k, const char *name, const span *a, siz
                  a[4].stride, a[5].data, a[6].data, a[2].rows, a[1].rows, a[1].cols);
     } else if (IS("rms_norm", 3)) {
         k->rms_norm(a[0].data, a[1].data, a[2].data, (float)number[0], a[1].cols);
+    } else if (IS("layer_norm", 4)) {
+        k->layer_norm(a[0].data, a[1].data, a[2].data, a[3].data, (float)number[0], a[1].cols);
+    } else if (IS("gelu_bias", 2)) {
+        k->gelu_bias(a[0].data, a[1].data, a[0].cols);
+    } else if (IS("add", 2)) {
+        k->add(a[0].data, a[1].data, a[0].cols);
     } else if (IS("l2_norm", 1)) {
         k->l2_norm(a[0].data, (float)number[0], a[0].cols);
     } else if (IS("silu_mul", 3)) {

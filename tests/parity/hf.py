@@ -120,3 +120,45 @@ def mean_kl(exact: NDArray[Any], other: NDArray[Any]) -> float:
 
     p, q = log_softmax(exact), log_softmax(other)
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+def vision_config(**changes: Any) -> dict[str, Any]:
+    """A vision_config with pairwise different dimensions; heads of 12, no multiple of a vector."""
+    return {
+        "depth": 3,
+        "hidden_size": 36,
+        "intermediate_size": 58,
+        "num_heads": 3,
+        "in_channels": 3,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 49,
+        "out_hidden_size": 44,
+        "hidden_act": "gelu_pytorch_tanh",
+        "deepstack_visual_indexes": [],
+    } | changes
+
+
+def vision_model(config: dict[str, Any], seed: int) -> torch.nn.Module:
+    """A tower that was never a file, float32: Qwen3.5's, or Qwen3-VL's where DeepStack is asked
+    for.
+    """
+    if config["deepstack_visual_indexes"]:
+        from transformers.models.qwen3_vl import modeling_qwen3_vl as family
+
+        made = family.Qwen3VLVisionModel(family.Qwen3VLVisionConfig(**config))
+    else:
+        from transformers.models.qwen3_5 import modeling_qwen3_5 as family
+
+        made = family.Qwen3_5VisionModel(family.Qwen3_5VisionConfig(**config))
+    random_weights(made.eval(), seed)
+    return made
+
+
+@torch.no_grad()
+def features(model: torch.nn.Module, pixels: ArrayLike, grids: ArrayLike) -> NDArray[np.float32]:
+    """[n, 1 + DeepStack layers, D] of pixels [patches, floats] and grids [m, 3]."""
+    out = model(torch.tensor(np.asarray(pixels)), grid_thw=torch.tensor(np.asarray(grids)))
+    parts = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+    return torch.stack(parts, dim=1).numpy()
