@@ -52,10 +52,15 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
     if (g->D % g->H || g->D / g->H % 4)
         return q35_fail(status, Q35_ARGUMENT, "vision: %zu dims for %zu heads of a multiple of 4",
                         g->D, g->H);
-    for (size_t i = 0; i < g->n_deep; i++)
+    for (size_t i = 0; i < g->n_deep; i++) {
         if (g->deep[i] >= g->L)
             return q35_fail(status, Q35_ARGUMENT, "vision: DeepStack after block %zu of %zu",
                             g->deep[i], g->L);
+        for (size_t j = 0; j < i; j++)
+            if (g->deep[i] == g->deep[j])
+                return q35_fail(status, Q35_ARGUMENT, "vision: DeepStack twice after block %zu",
+                                g->deep[i]);
+    }
     return Q35_OK;
 }
 
@@ -362,6 +367,7 @@ static int merge(tower *v, const q35_merger *merger, size_t norm_width, float *f
 static int encode_frame(tower *v, const float *pixels, float *features, size_t ldf) {
     const qwen35_vision_geometry *g = v->g;
     const size_t O = v->w->merger.fc2.rows, M = g->merge * g->merge * g->D;
+    size_t n_deep = 0; /* DeepStack's features follow each other by block */
     if (embed_patches(v, pixels)) return 1;
     for (size_t l = 0; l < g->L; l++) {
         v->block = &v->w->blocks[l];
@@ -371,7 +377,7 @@ static int encode_frame(tower *v, const float *pixels, float *features, size_t l
             if (attention(v) || mlp(v)) return 1;
         }
         for (size_t i = 0; i < g->n_deep; i++)
-            if (g->deep[i] == l && merge(v, &v->w->deep[i], M, features + (1 + i) * O, ldf))
+            if (g->deep[i] == l && merge(v, &v->w->deep[i], M, features + ++n_deep * O, ldf))
                 return 1;
     }
     return merge(v, &v->w->merger, g->D, features, ldf);

@@ -354,10 +354,11 @@ def _vision(raw: Mapping[str, Any], text: TextConfig, where: str) -> VisionConfi
     indexes = raw.get("deepstack_visual_indexes")
     indexes = [] if indexes is None else indexes
     whole = isinstance(indexes, list) and all(type(i) is int for i in indexes)
-    if not whole or not all(0 <= i < values["depth"] for i in indexes):
+    distinct = whole and len(set(indexes)) == len(indexes)
+    if not distinct or not all(0 <= i < values["depth"] for i in indexes):
         raise ModelFormatError(
-            f"{where}deepstack_visual_indexes={as_json(indexes)}: expected a list of layers in [0, "
-            f"{values['depth'] - 1}]"
+            f"{where}deepstack_visual_indexes={as_json(indexes)}: expected a list of different "
+            f"layers in [0, {values['depth'] - 1}]"
         )
     rope = raw.get("rope_parameters")
     theta = rope.get("rope_theta", 10000.0) if isinstance(rope, Mapping) else 10000.0
