@@ -140,22 +140,21 @@ static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, 
     }
 }
 
-static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
-    float top = m;
-    for (size_t i = 0; i < n; i++) top = s[i] > top ? s[i] : top;
-    float lane[SUM_LANES] = {0};
+static float largest(const float *x, float than, size_t n) {
+    float lane[SUM_LANES];
     size_t i = 0;
-    for (; i + SUM_LANES <= n; i += SUM_LANES) {
-        for (size_t j = 0; j < SUM_LANES; j++) {
-            s[i + j] = exp_f32(s[i + j] - top);
-            lane[j] += s[i + j];
-        }
-    }
-    for (size_t j = 0; i + j < n; j++) {
-        s[i + j] = exp_f32(s[i + j] - top);
-        lane[j] += s[i + j];
-    }
-    *sum = sum_lanes(lane);
+    for (size_t j = 0; j < SUM_LANES; j++) lane[j] = than;
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        for (size_t j = 0; j < SUM_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (size_t j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (size_t j = 0; j < SUM_LANES; j++) than = lane[j] > than ? lane[j] : than;
+    return than;
+}
+
+static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
+    float top = largest(s, m, n);
+    ELEMENTWISE for (size_t i = 0; i < n; i++) s[i] = exp_f32(s[i] - top);
+    *sum = sum_of(s, 0.0f, 1, n);
     return top;
 }
 
