@@ -95,7 +95,7 @@ def memory_plan(config: Any, spans: dict[str, Any], *, context: int | None) -> d
     values = text.linear_num_value_heads * text.linear_value_head_dim
     matrix = text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
     tail = (text.linear_conv_kernel_dim - 1) * (2 * keys + values)
-    weights = sum(s.nbytes for n, s in spans.items() if not n.startswith(("mtp.", "model.visual.")))
+    weights = sum(s.nbytes for n, s in spans.items() if not n.startswith("mtp."))
     plan = {
         "context (tokens)": tokens,
         "weights": weights,

@@ -5,6 +5,8 @@ examples:
   qwen35 run --no-think --temperature 0 --json "Sort: pear apple fig"
   git diff | qwen35 run --model Qwen/Qwen3.5-2B --system "Review this change." -
   qwen35 run --raw --max-tokens 40 "Once upon a time"
+  qwen35 run "What is in the picture?" --image photo.jpg
+  qwen35 run "What happens?" --video clip.mp4 --sample-fps 1
 """
 
 from __future__ import annotations
@@ -21,6 +23,18 @@ from .cli import Screen, add_model_arguments, add_sampling_arguments, load_model
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qwen35 run`."""
     parser.add_argument("prompt", metavar="PROMPT", help="what to answer; - reads stdin")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="show an image (repeatable)"
+    )
+    parser.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="show a video (repeatable)"
+    )
+    parser.add_argument(
+        "--sample-fps", type=float, metavar="X", help="frames a second taken of videos (2)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="of an image, or all frames of a video"
+    )
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of function schemas")
     parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -57,9 +71,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _ask(model: Any, args: argparse.Namespace, prompt: str, tools: Any) -> Any:
     fields = sampling_fields(args)
+    images, videos = _media(args)
     if args.raw:
-        return model.generate(prompt, **fields)
-    messages = [{"role": "user", "content": prompt}]
+        return model.generate(prompt, images=images, videos=videos, **fields)
+    media = [{"type": "image", **part} for part in images]
+    media += [{"type": "video", **part} for part in videos]
+    content = [*media, {"type": "text", "text": prompt}] if media else prompt
+    messages = [{"role": "user", "content": content}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
     return model.chat(
@@ -69,6 +87,18 @@ def _ask(model: Any, args: argparse.Namespace, prompt: str, tools: Any) -> Any:
         thinking_budget=args.thinking_budget,
         **fields,
     )
+
+
+def _media(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Images and videos with their options."""
+    if args.sample_fps is not None and not args.video:
+        raise ValueError("--sample-fps goes with --video")
+    if args.max_pixels is not None and not (args.image or args.video):
+        raise ValueError("--max-pixels goes with --image or --video")
+    size = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+    rate = {} if args.sample_fps is None else {"sample_fps": args.sample_fps}
+    images = [{"image": path, **size} for path in args.image]
+    return images, [{"video": path, **size, **rate} for path in args.video]
 
 
 def _check_raw(args: argparse.Namespace) -> None:

@@ -108,7 +108,9 @@ def read_image(image: Any, *, where: str, limits: MediaLimits) -> Picture:
     from PIL.Image import Image
 
     if isinstance(image, Image):
-        return _converted(image, where, limits)
+        _check_size(image, where, limits)
+        with decoder_errors(f"{where}: this PIL image"):
+            return Picture(_over_white(image), None)
     raise TypeError(
         f"{where}: {type(image).__name__}, expected a numpy array [H, W, 3], a PIL image, a path, "
         f"bytes, or a data URI{array_hint(image)}"
@@ -135,7 +137,7 @@ def check_pixels(height: int, width: int, limit: int, where: str) -> None:
 
 @contextlib.contextmanager
 def decoder_errors(what: str) -> Iterator[None]:
-    """Whatever Pillow raises inside becomes a MediaError without its words: they may hold
+    """Whatever a decoder raises inside becomes a MediaError without its words: they may hold
     addresses.
     """
     try:
@@ -147,7 +149,7 @@ def decoder_errors(what: str) -> Iterator[None]:
 
 
 def _decoded(data: bytes, where: str, limits: MediaLimits) -> Picture:
-    """As transformers' load_image: upright, then RGB, alpha dropped."""
+    """As transformers' load_image (upright, alpha dropped), and then what a PIL image gets."""
     kind = _kind_of(data, where)
     from PIL import ImageOps
 
@@ -155,8 +157,9 @@ def _decoded(data: bytes, where: str, limits: MediaLimits) -> Picture:
     with decoder_errors(f"{where}: this {kind.name} image"), opener(io.BytesIO(data)) as image:
         _check_size(image, where, limits)
         upright = ImageOps.exif_transpose(image)
-        upright.info.pop("transparency", None)  # dropped either way; else a palette warns about it
-        return Picture(np.array(upright.convert("RGB")), _left_out(image, kind.name))
+        if isinstance(upright.info.get("transparency"), bytes):
+            del upright.info["transparency"]  # of a palette; convert() would drop it and warn
+        return Picture(_over_white(upright.convert("RGB")), _left_out(image, kind.name))
 
 
 def _left_out(image: Image, kind: str) -> str | None:
@@ -172,16 +175,14 @@ def _left_out(image: Image, kind: str) -> str | None:
     return None
 
 
-def _converted(image: Image, where: str, limits: MediaLimits) -> Picture:
-    """As transformers' convert_to_rgb: transparency over white."""
-    _check_size(image, where, limits)
-    with decoder_errors(f"{where}: this PIL image"):
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            from PIL import Image as pillow
+def _over_white(image: Image) -> NDArray[np.uint8]:
+    """As transformers' convert_to_rgb: transparent pixels, or pixels of that color, are white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        from PIL import Image as pillow
 
-            white = pillow.new("RGBA", image.size, (255, 255, 255, 255))
-            image = pillow.alpha_composite(white, image.convert("RGBA"))
-        return Picture(np.array(image.convert("RGB")), None)
+        white = pillow.new("RGBA", image.size, (255, 255, 255, 255))
+        image = pillow.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
 
 
 def _check_size(image: Image, where: str, limits: MediaLimits) -> None:

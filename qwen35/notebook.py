@@ -23,6 +23,7 @@ BOX = "font:13px/1.45 system-ui,sans-serif;border:1px solid #8884;border-radius:
 CELL = "display:inline-block;width:14px;height:18px;margin:1px;border-radius:2px"
 CARD = "border-left:3px solid #3b6ea5;padding:4px 8px;margin:6px 0"
 MONO = "font-family:ui-monospace,monospace"
+CHIP = "background:#3b6ea5;color:#fff;border-radius:3px;padding:0 4px"
 PRE = f"{MONO};white-space:pre-wrap;margin:4px 0"
 SHOWN_TOKENS = 400
 
@@ -30,7 +31,7 @@ SHOWN_TOKENS = 400
 def model_html(model: Model) -> str:
     """Name, size, where it computes, memory bar and layer map."""
     if model._gate.closed:
-        return _box(f"<b>{escape(model.name)}</b> closed")
+        return box(f"<b>{escape(model.name)}</b> closed")
     from . import _core
 
     text = model.config.text
@@ -43,34 +44,59 @@ def model_html(model: Model) -> str:
         "context": f"{model.context:,} tokens",
     }
     head = f"<b>{escape(model.name)}</b> <span style='opacity:.6'>qwen35</span>"
-    return _box(head, _table(facts), _memory_bar(model), _layer_map(model))
+    return box(head, _table(facts), _memory_bar(model), _layer_map(model))
 
 
 def generation_html(result: Generation) -> str:
     """Text, folded reasoning, tool calls as cards, counts and rates."""
-    return _box(*_answer(result), _footer(result.finish_reason, result))
+    return box(*_answer(result), _footer(result.finish_reason, result))
 
 
 def stream_html(stream: TokenStream, so_far: Generation) -> str:
     """An answer that may still be running."""
     state = stream._reason or "running: iterate over it, or call result()"
-    return _box(*_answer(so_far), _footer(state, so_far))
+    return box(*_answer(so_far), _footer(state, so_far))
 
 
 def prompt_html(prompt: Prompt) -> str:
-    """The tokens of a prompt, ids as tooltips; only the first and last of a long one."""
-    ids = [int(token) for token in prompt.ids]
-    half = SHOWN_TOKENS // 2
-    cut = len(ids) > SHOWN_TOKENS
-    shown = [ids[:half], ids[-half:]] if cut else [ids]
-    gap = f" <i>... {len(ids) - SHOWN_TOKENS:,} more ...</i> "
-    body = gap.join("".join(_token(prompt, token, i) for i, token in enumerate(p)) for p in shown)
+    """Images and videos, then the tokens of a prompt, ids as tooltips; only the first and last of a
+    long one.
+    """
+    from .notebook_media import media_figure
+
+    shown = list(_spans(prompt))
+    cut = len(shown) - SHOWN_TOKENS
+    if cut > 0:
+        half = SHOWN_TOKENS // 2
+        shown[half:-half] = [f" <i>... {cut:,} more ...</i> "]
     kind = "chat" if prompt.from_messages else "text" if prompt.text is not None else "ids"
     thinking = ", thinking" if prompt.thinking else ""
-    return _box(
-        f"<b>Prompt</b> <span style='opacity:.6'>{len(ids):,} tokens, {kind}{thinking}</span>",
-        f"<div style='{MONO};white-space:pre-wrap'>{body}</div>",
+    figures = [
+        media_figure(media, f"{media.kind} {index}")
+        for all_of in (prompt.images, prompt.videos)
+        for index, media in enumerate(all_of, 1)
+    ]
+    return box(
+        f"<b>Prompt</b> <span style='opacity:.6'>{len(prompt.ids):,} tokens, {kind}{thinking}"
+        "</span>",
+        *figures,
+        f"<div style='{MONO};white-space:pre-wrap'>{''.join(shown)}</div>",
     )
+
+
+def _spans(prompt: Prompt) -> Iterable[str]:
+    """One <span> a token; the tokens of an image, or of a time of a video, are one together."""
+    runs = {} if prompt.layout is None else {run.start: run for run in prompt.layout.runs}
+    index = 0
+    while index < len(prompt.ids):
+        run = runs.get(index)
+        if run is None:
+            yield _token(prompt, int(prompt.ids[index]), index)
+            index += 1
+            continue
+        count = run.stop - run.start
+        yield f"<span style='{CHIP}'>{run.media.kind}: {run.cols} x {run.rows} = {count:,}</span>"
+        index = run.stop
 
 
 def _token(prompt: Prompt, token: int, index: int) -> str:
@@ -182,5 +208,6 @@ def _size(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
-def _box(*parts: str) -> str:
+def box(*parts: str) -> str:
+    """The frame around everything shown."""
     return f"<div style='{BOX}'>{''.join(parts)}</div>"

@@ -115,6 +115,11 @@ class VisionInput:
         for channel, table in enumerate(_level_table(self.kind, self.settings)):
             shaped[:, :, :, :, channel] = table[levels[:, :, :, :, channel]]
 
+    def _repr_html_(self) -> str:
+        from .notebook_media import media_html
+
+        return media_html(self)
+
     def __repr__(self) -> str:
         return f"VisionInput({self.kind}, grid_thw={self.grid_thw}, tokens={self.tokens})"
 

@@ -162,6 +162,7 @@ def test_huge_arrays_are_refused_before_they_are_touched() -> None:
         read(huge)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_subclasses_and_other_libraries() -> None:
     class Lying:
         __array_interface__ = {"shape": (9, 9), "typestr": "|u1", "data": (1, True), "version": 3}

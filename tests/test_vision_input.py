@@ -1,4 +1,4 @@
-"""Oracle: literals, and patches written out index by index from the formula of the released models."""
+"""Oracle: literals, and patches written out index by index from the formula of the models."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def levels(*shape: int) -> np.ndarray:
 
 
 def patch_by_patch(frames: np.ndarray, s: VisionSettings) -> np.ndarray:
-    """Rows: time, block row, block column, row and column in the block. Elements: channel, time, y,
-    x.
-    """
+    """Rows: time, block row and column, row and column in it. Elements: channel, time, y, x."""
     rows = []
     depth, height, width, _ = frames.shape
     p, m = s.patch_size, s.merge_size
