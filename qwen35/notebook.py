@@ -23,7 +23,7 @@ BOX = "font:13px/1.45 system-ui,sans-serif;border:1px solid #8884;border-radius:
 CELL = "display:inline-block;width:14px;height:18px;margin:1px;border-radius:2px"
 CARD = "border-left:3px solid #3b6ea5;padding:4px 8px;margin:6px 0"
 MONO = "font-family:ui-monospace,monospace"
-CHIP = "background:#3b6ea5;color:#fff;border-radius:3px;padding:0 4px"
+CHIP = "white-space:nowrap;background:#3b6ea5;color:#fff;border-radius:3px;padding:0 4px"
 PRE = f"{MONO};white-space:pre-wrap;margin:4px 0"
 SHOWN_TOKENS = 400
 
