@@ -5,6 +5,7 @@ before any is used.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,6 +65,16 @@ class Checkpoint:
                     raise ModelFormatError(
                         f"{self.path}: tensor {shown(name)} holds NaN or infinity"
                     )
+
+    def fingerprint(self) -> str:
+        """What a saved session must match: SHA-256 of all shapes and of the vectors."""
+        digest = hashlib.sha256()
+        for name in self.tensors:
+            span = self.tensors.span(name)
+            digest.update(f"{name} {span.dtype} {span.shape}\n".encode())
+            if len(span.shape) == 1:
+                digest.update(self.tensors[name].tobytes())
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Let go of the files. Arrays that are still held stay valid."""

@@ -13,10 +13,11 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .answer import Answer, ThinkingBudget
+from .clock import Clock
 from .errors import BusyError, ClosedError, ForkError
 from .lifecycle import POLL_S, Call
 from .progress import prefill_progress
@@ -56,7 +57,7 @@ class TokenStream:
         self._native: _core.NativeStream | None = None
         self._decoded = 0
         self._cached = 0
-        self._clock = _Clock()
+        self._clock = Clock()
         self._reason: FinishReason | None = None
         self._stop_reason: str | int | None = None
         self._error: BaseException | None = None
@@ -366,38 +367,6 @@ class TokenStream:
 
 class _Cancelled(Exception):
     """cancel() was called before or within the prompt."""
-
-
-class _Clock:
-    """Adds up the native streams of one answer."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self._began = 0.0
-        self._ttft_s = 0.0
-        self._sums = {"prompt_tokens": 0.0, "prefill_s": 0.0, "decode_tokens": 0.0, "decode_s": 0.0}
-        self.bar_close: Callable[[], None] = lambda: None
-
-    def start(self) -> None:
-        self.started, self._began = True, time.perf_counter()
-
-    def first_token(self) -> None:
-        self._ttft_s = time.perf_counter() - self._began
-        self.bar_close()
-
-    def add(self, timings: dict[str, float], *, decode: bool) -> None:
-        for name in self._sums:
-            if decode or not name.startswith("decode"):
-                self._sums[name] += timings.get(name, 0.0)
-
-    def timings(self) -> Timings:
-        return Timings(
-            prefill_s=self._sums["prefill_s"],
-            decode_s=self._sums["decode_s"],
-            ttft_s=self._ttft_s,
-            prefill_tokens=int(self._sums["prompt_tokens"]),
-            decode_tokens=int(self._sums["decode_tokens"]),
-        )
 
 
 def _budget(request: Request) -> ThinkingBudget | None:

@@ -8,7 +8,6 @@ keeps the past of earlier ones.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -374,17 +373,6 @@ class Model:
 
     def _finished(self, stream: TokenStream) -> None:
         self._last = stream._generation()
-
-    def _fingerprint(self) -> str:
-        """What a saved session must match: shapes and a sample of the weights."""
-        digest = hashlib.sha256()
-        tensors = self._checkpoint.tensors
-        for name in tensors:
-            span = tensors.span(name)
-            digest.update(f"{name} {span.dtype} {span.shape}\n".encode())
-            if len(span.shape) == 1:
-                digest.update(tensors[name].tobytes())
-        return digest.hexdigest()
 
     def _stream(
         self,

@@ -139,7 +139,7 @@ class Session:
         from .session_file import write_session
 
         arrays = {**self._open().dump(), "keys": self._keys()}
-        write_session(path, arrays, fingerprint=self._model._fingerprint())
+        write_session(path, arrays, fingerprint=self._model._checkpoint.fingerprint())
 
     @guarded
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -148,7 +148,7 @@ class Session:
         """
         from .session_file import read_session
 
-        arrays = read_session(path, fingerprint=self._model._fingerprint())
+        arrays = read_session(path, fingerprint=self._model._checkpoint.fingerprint())
         core = self._open()
         core.undump(arrays)
         self._seen = arrays.get("keys", core.ids.astype(np.int64))

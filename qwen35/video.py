@@ -7,12 +7,10 @@ only.
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,33 +18,10 @@ from numpy.typing import NDArray
 from .errors import MediaError
 from .media import MediaLimits, array_hint, check_pixels, read_image
 from .pixel_array import check_array, check_frame_shape, resized, rgb_frame
+from .video_sampling import Clip, Fit, Sampling, check_sampling
 from .vision_settings import VisionSettings
 
-MAX_FPS = 1e6
-MAX_SECONDS = 1e7
 ASSUMED_FPS = 2.0
-
-Fit = Callable[[int, int, int], tuple[int, int]]  # frames, height, width -> height, width
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """What a caller may say about time. `fps` is of given frames, the rest is of files."""
-
-    fps: float | None = None  # frames a second of the frames given
-    sample_fps: float | None = None  # frames to take from a second of a file
-    num_frames: int | None = None  # or how many in all
-    start: float | None = None  # seconds
-    end: float | None = None
-
-
-class Clip(NamedTuple):
-    """The frames of a video, resized."""
-
-    frames: NDArray[np.uint8]  # [T, h, w, 3]
-    times: tuple[float, ...]  # seconds, one a frame
-    source_size: tuple[int, int]  # height and width before resizing
-    note: str | None
 
 
 def read_video(
@@ -63,7 +38,7 @@ def read_video(
     Raises MediaError for what cannot be read or is outside the limits, ValueError or TypeError for
     wrong arguments, OSError for a file that cannot be opened.
     """
-    ask = _checked(ask, limits, where)
+    ask = check_sampling(ask, limits, where)
     if isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview)):
         if ask.fps is not None:
             raise ValueError(
@@ -143,47 +118,3 @@ def _listed_frames(
         rgb = read_image(frame, where=f"{where}[{index}]", limits=limits).rgb
         check_pixels(*rgb.shape[:2], limits.video_pixels, f"{where}[{index}]")
         yield rgb
-
-
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def _checked(ask: Sampling, limits: MediaLimits, where: str) -> Sampling:
-    """The same request with plain numbers, every one in its range."""
-    if ask.num_frames is not None and ask.sample_fps is not None:
-        raise ValueError(f"{where}: sample_fps and num_frames are both given, expected one of them")
-    checked = Sampling(
-        fps=_number(ask.fps, f"{where}: fps", 0, MAX_FPS, above=True),
-        sample_fps=_number(ask.sample_fps, f"{where}: sample_fps", 0, MAX_FPS, above=True),
-        num_frames=None
-        if ask.num_frames is None
-        else whole(ask.num_frames, f"{where}: num_frames", limits.frames),
-        start=_number(ask.start, f"{where}: start", 0, MAX_SECONDS),
-        end=_number(ask.end, f"{where}: end", 0, MAX_SECONDS, above=True),
-    )
-    if checked.end is not None and (checked.start or 0.0) >= checked.end:
-        raise ValueError(
-            f"{where}: start={checked.start or 0.0:g} is not before end={checked.end:g} (seconds)"
-        )
-    return checked
-
-
-def whole(value: Any, name: str, high: int = 2**40) -> int:
-    """An integer of 1 to `high`. Raises TypeError or ValueError that opens with `name`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: {type(value).__name__}, expected an integer")
-    if not 1 <= value <= high:
-        raise ValueError(f"{name}={value}: expected an integer of 1 to {high}")
-    return int(value)
-
-
-def _number(value: Any, name: str, low: float, high: float, *, above: bool = False) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: {type(value).__name__}, expected a number")
-    good = math.isfinite(value) and low <= value <= high and not (above and value == low)
-    if not good:
-        words = f"above {low:g} and at most {high:g}" if above else f"of {low:g} to {high:g}"
-        raise ValueError(f"{name}={value:g}: expected a number {words}")
-    return float(value)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .errors import MediaError
 from .media import MediaLimits, bytes_of_data_uri, check_pixels, decoder_errors, open_media
 from .pixel_array import resized
-from .video import MAX_FPS, MAX_SECONDS, Clip, Fit, Sampling
+from .video_sampling import MAX_FPS, MAX_SECONDS, Clip, Fit, Sampling, sample_indices
 from .vision_settings import VisionSettings
 
 if TYPE_CHECKING:
@@ -153,35 +153,6 @@ def _rate_and_length(
     if total / rate > MAX_SECONDS:
         raise MediaError(f"{where}: its header claims {total / rate:.3g} seconds of video")
     return rate, total
-
-
-def sample_indices(
-    total: int,
-    rate: float,
-    settings: VisionSettings,
-    ask: Sampling,
-    *,
-    where: str,
-    limits: MediaLimits,
-) -> list[int]:
-    """Numbers of the frames to take of `total` at `rate` frames a second: evenly spread, the first
-    and the last among them. As transformers' Qwen3VLVideoProcessor.sample_frames over the range
-    asked for.
-    """
-    first = 0 if ask.start is None else math.ceil(ask.start * rate - 1e-6)
-    stop = total if ask.end is None else min(total, math.ceil(ask.end * rate - 1e-6))
-    length = stop - first
-    if length < 1:
-        raise MediaError(
-            f"{where}: no frame at start={ask.start or 0:g}, end={ask.end} (seconds); "
-            f"the video lasts {total / rate:.2f} s"
-        )
-    count = ask.num_frames
-    if count is None:
-        wanted = int(length / rate * (ask.sample_fps or settings.fps))
-        most = min(settings.max_frames, limits.frames, length)
-        count = min(max(wanted, settings.min_frames), most)
-    return [first + int(i) for i in np.linspace(0, length - 1, count).round()]
 
 
 class Player:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from .media import MediaLimits, read_image
 from .pixel_array import resized
-from .video import Sampling, read_video, whole
+from .video import read_video
+from .video_sampling import Sampling, whole
 from .vision_settings import VisionSettings, read_settings, smart_resize
 
 __all__ = [

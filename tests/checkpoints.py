@@ -22,6 +22,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
+
+from qwen35.checkpoint import open_checkpoint
+from qwen35.errors import ModelFormatError
 
 _SPECIALS = """
 <|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>
@@ -414,3 +418,12 @@ def write_tokenizer(folder: Path) -> None:
             "model_max_length": 4096,
         },
     )
+
+
+def refusal(folder: Path, error: type[Exception] = ModelFormatError) -> str:
+    """The message that refuses this checkpoint; it names the folder."""
+    with pytest.raises(error) as caught:
+        open_checkpoint(folder)
+    message = str(caught.value)
+    assert str(folder) in message
+    return message

@@ -18,6 +18,7 @@ from checkpoints import (
     config_of,
     make_tensors,
     raw_safetensors,
+    refusal,
     text_shapes,
     vision_shapes,
     write_checkpoint,
@@ -31,15 +32,6 @@ from qwen35.errors import ModelFormatError, UnsupportedModelError
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 Z_PROJ = "model.language_model.layers.0.linear_attn.in_proj_z.weight"
-
-
-def refusal(folder: Path, error: type[Exception] = ModelFormatError) -> str:
-    """The message that refuses this checkpoint."""
-    with pytest.raises(error) as caught:
-        open_checkpoint(folder)
-    message = str(caught.value)
-    assert str(folder) in message
-    return message
 
 
 def edit_config(folder: Path, **text: Any) -> None:

@@ -14,24 +14,15 @@ import pytest
 from checkpoints import (
     config_of,
     make_tensors,
+    refusal,
     write_checkpoint,
 )
 
 import qwen35
 from qwen35 import loading
-from qwen35.checkpoint import open_checkpoint
-from qwen35.errors import ModelFormatError, UnsupportedModelError
+from qwen35.errors import UnsupportedModelError
 
 INDEX = "model.safetensors.index.json"
-
-
-def refusal(folder: Path, error: type[Exception] = ModelFormatError) -> str:
-    """The message that refuses this checkpoint."""
-    with pytest.raises(error) as caught:
-        open_checkpoint(folder)
-    message = str(caught.value)
-    assert str(folder) in message
-    return message
 
 
 # Sources and arguments

@@ -1,6 +1,6 @@
 """Oracle: an HTML parser and literals for what is shown; for examples, that they run and print.
 
-QWEN35_UPDATE=1 python -m pytest tests/test_notebook.py -k quickstart    # writes the outputs anew
+QWEN35_UPDATE=1 python -m pytest tests/test_notebook.py -k notebook_runs    # writes outputs anew
 """
 
 from __future__ import annotations
@@ -167,22 +167,24 @@ def test_examples_run(name: str) -> None:
 
 
 @needs_tiny
-def test_quickstart_notebook_runs_and_holds_small_outputs() -> None:
+@pytest.mark.parametrize(("name", "largest"), [("quickstart", 100_000), ("seeing", 200_000)])
+def test_notebook_runs_and_holds_small_outputs(name: str, largest: int) -> None:
     for module in ("nbformat", "nbclient", "ipykernel"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is missing: pip install 'qwen35[notebook]'")
     import nbformat
     from nbclient import NotebookClient
 
-    path = EXAMPLES / "quickstart.ipynb"
+    path = EXAMPLES / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     stored = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in stored), "it is kept executed"
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < largest
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     for cell in stored:
         assert all(output.output_type != "error" for output in cell.outputs)
-    assert "Model 'tiny'" in stored[0].outputs[0].data["text/plain"]
+    shown = str([output for cell in stored for output in cell.outputs])
+    assert {"quickstart": "Model 'tiny'", "seeing": "data:image/png;base64"}[name] in shown
     if os.environ.get("QWEN35_UPDATE"):
         for cell in notebook.cells:
             cell.metadata.clear()

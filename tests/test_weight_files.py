@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from checkpoints import (
     make_tensors,
+    refusal,
     write_json,
     write_safetensors,
     write_shards,
@@ -20,15 +21,6 @@ from qwen35.errors import ModelFormatError
 
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "model.language_model.embed_tokens.weight"
-
-
-def refusal(folder: Path, error: type[Exception] = ModelFormatError) -> str:
-    """The message that refuses this checkpoint."""
-    with pytest.raises(error) as caught:
-        open_checkpoint(folder)
-    message = str(caught.value)
-    assert str(folder) in message
-    return message
 
 
 def edit_index(folder: Path, change: Any) -> None:

@@ -18,8 +18,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as images
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from qwen35.media import MediaLimits
-from qwen35.video import Sampling
-from qwen35.video_file import sample_indices
+from qwen35.video_sampling import Sampling, sample_indices
 from qwen35.vision_input import VisionSettings, image_input, smart_resize, video_input
 
 RNG = np.random.default_rng(7)
