@@ -3,7 +3,12 @@
  *
  * A frame, the patches of one temporal position, attends to itself alone and is done before the
  * next begins, so memory depends on the size of a frame and not on their number. Within a block
- * keys and values of the whole frame are made first; queries and MLP then go by in chunks. */
+ * keys and values of the whole frame are made first; queries and MLP then go by in chunks.
+ *
+ * All is f32. Where the processor multiplies bf16, weights are bf16, the caller allows it and a
+ * frame is large, the two products of attention have their factors rounded to bf16 ("narrow"):
+ * twice as fast, and with so many keys the roundings average out: features within 2e-4 of the
+ * largest. Rounding the other products too would be off by twenty times that. */
 #include "vision.h"
 
 #include <math.h>
@@ -13,10 +18,11 @@
 #include "linear.h"
 #include "mem.h"
 
-#define CHUNK 512          /* patches whose projections exist at a time */
-#define KEYS 128           /* in a block: with its values 64 KiB of a head of 64 */
-#define QUERIES 64         /* of one task */
-#define PATCHES_PER_TASK 8 /* where a task is a few passes over single vectors */
+#define CHUNK 512           /* patches whose projections exist at a time */
+#define KEYS 128            /* in a block: with its values 64 KiB of a head of 64 */
+#define QUERIES 64          /* of one task */
+#define PATCHES_PER_TASK 8  /* where a task is a few passes over single vectors */
+#define NARROW_PATCHES 1536 /* from which size of a frame on attention may be narrow */
 #define LAYER_NORM_EPS 1e-6f
 
 /* One frame under way. m patches a side are one token; Dh = D / H. */
@@ -31,8 +37,11 @@ typedef struct tower {
     const q35_merger *merger;
     size_t norm_width; /* of the merger under way: D, or of DeepStack's M */
     float *x;          /* [S, D] residual stream */
-    float *keys;       /* [H, blocks, Dh, KEYS]: transposed, so that a block of scores is a mix */
-    float *values;     /* [H, blocks KEYS, Dh] */
+    /* Keys are transposed, so that a block of scores is a mix: [H, blocks, Dh, KEYS] and [H,
+       blocks, KEYS, Dh] f32; narrow bf16, in pairs along the sum: [H, blocks, Dh / 2, KEYS, 2] and
+       [H, blocks, KEYS / 2, Dh, 2]. */
+    int narrow;
+    void *keys, *values;
     float *cosine, *sine; /* [max(rows, cols), Dh / 4] */
     float *h;             /* [CHUNK, D] normed */
     float *proj;          /* [CHUNK, max(2 D, F)], of the merger [CHUNK / m^2, M] */
@@ -70,10 +79,11 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
 static size_t lay_out(tower *v, int threads, float *memory) {
     const qwen35_vision_geometry *g = v->g;
     const size_t D = g->D, m2 = g->merge * g->merge, T = max(min(CHUNK, v->S), m2);
-    const size_t kv = v->blocks * KEYS * D, quarter = v->Dh / 4;
-    v->worker_floats = QUERIES * (2 * v->Dh + KEYS + 2);
+    const size_t kv = v->blocks * KEYS * D / (v->narrow ? 2 : 1), quarter = v->Dh / 4;
+    const size_t widest = max(max(m2 * D, g->F), v->w->patch.cols);
+    v->worker_floats = QUERIES * (2 * v->Dh + KEYS + 2 + max(v->Dh, KEYS) / 2);
     struct {
-        float **pointer;
+        void *pointer; /* of the field */
         size_t floats;
     } parts[] = {
         {&v->x, v->S * D},
@@ -85,11 +95,12 @@ static size_t lay_out(tower *v, int threads, float *memory) {
         {&v->proj, T * max(2 * D, g->F)},
         {&v->mix, T * D},
         {&v->worker, (size_t)threads * v->worker_floats},
-        {&v->panel, q35_linear_panel_floats(max(max(m2 * D, g->F), v->w->patch.cols))},
+        {&v->panel, q35_linear_panel_floats(widest)},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        if (memory) *parts[i].pointer = parts[i].floats ? memory + used : NULL;
+        void *start = memory && parts[i].floats ? memory + used : NULL;
+        if (memory) memcpy(parts[i].pointer, &start, sizeof start);
         used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
     }
     return used;
@@ -110,6 +121,13 @@ static void locate(const tower *v, size_t i, size_t *row, size_t *col) {
     size_t m = v->g->merge, token = i / (m * m), inner = i % (m * m);
     *row = token / (v->cols / m) * m + inner / m;
     *col = token % (v->cols / m) * m + inner % m;
+}
+
+/* y [T, rows] (+)= w x, x [T, cols] without gaps */
+static int multiply(tower *v, const q35_matrix *w, float *y, size_t ldy, const float *x, size_t T,
+                    int add) {
+    q35_product product = {w, y, ldy};
+    return q35_linear(v->team, &product, 1, x, w->cols, T, add, v->panel);
 }
 
 /* Runs a task over the patches t0 .. t0+T of the chunk, a few at a time. */
@@ -155,9 +173,8 @@ static int embed_patches(tower *v, const float *pixels) {
     const q35_matrix *w = &v->w->patch;
     for (v->t0 = 0; v->t0 < v->S; v->t0 += CHUNK) {
         v->T = min(CHUNK, v->S - v->t0);
-        q35_product patches = {w, v->x + v->t0 * v->g->D, v->g->D};
-        const float *chunk = pixels + v->t0 * w->cols;
-        if (q35_linear(v->team, &patches, 1, chunk, w->cols, v->T, 0, v->panel)) return 1;
+        float *x = v->x + v->t0 * v->g->D;
+        if (multiply(v, w, x, v->g->D, pixels + v->t0 * w->cols, v->T, 0)) return 1;
         if (over_patches(v, 6 * v->g->D, place_patches)) return 1;
     }
     return 0;
@@ -192,10 +209,29 @@ static void rotate_head(const tower *v, float *x, const float *bias, size_t row,
     }
 }
 
-/* Task: keys and values from proj [T, 2 D] to where the whole frame finds them. */
+/* One head's key and value of patch s to where the whole frame finds them. */
+static void store(const tower *v, size_t head, size_t s, const float *key, const float *value) {
+    const size_t Dh = v->Dh, block = head * v->blocks + s / KEYS, at = s % KEYS;
+    float *keys = (float *)v->keys + block * Dh * KEYS + at;
+    for (size_t i = 0; i < Dh; i++) keys[i * KEYS] = key[i];
+    memcpy((float *)v->values + (block * KEYS + at) * Dh, value, Dh * sizeof *value);
+}
+
+static void store_narrow(const tower *v, size_t head, size_t s, const float *key,
+                         const float *value, uint16_t *work) {
+    const size_t Dh = v->Dh, block = head * v->blocks + s / KEYS, at = s % KEYS;
+    uint16_t *keys = (uint16_t *)v->keys + block * Dh * KEYS + 2 * at;
+    q35_kernel->narrow[Q35_BF16](work, key, Dh);
+    for (size_t i = 0; i < Dh; i++) keys[i / 2 * 2 * KEYS + i % 2] = work[i];
+    uint16_t *values = (uint16_t *)v->values + (block * KEYS + at / 2 * 2) * Dh + at % 2;
+    q35_kernel->narrow[Q35_BF16](work, value, Dh);
+    for (size_t i = 0; i < Dh; i++) values[2 * i] = work[i];
+}
+
+/* Task: biases, rotation, and keys and values from proj [T, 2 D] to their blocks. */
 static void store_keys(void *arg, size_t index, int worker) {
-    (void)worker;
     const tower *v = arg;
+    uint16_t *work = (uint16_t *)(void *)(v->worker + (size_t)worker * v->worker_floats);
     const size_t D = v->g->D, Dh = v->Dh;
     size_t end = min((index + 1) * PATCHES_PER_TASK, v->T);
     for (size_t t = index * PATCHES_PER_TASK; t < end; t++) {
@@ -204,51 +240,85 @@ static void store_keys(void *arg, size_t index, int worker) {
         for (size_t head = 0; head < v->g->H; head++) {
             float *k = v->proj + t * 2 * D + head * Dh, *value = k + D;
             rotate_head(v, k, v->block->qkv_bias + D + head * Dh, row, col);
-            float *column = v->keys + (head * v->blocks + s / KEYS) * Dh * KEYS + s % KEYS;
-            for (size_t i = 0; i < Dh; i++) column[i * KEYS] = k[i];
             q35_kernel->add(value, v->block->qkv_bias + 2 * D + head * Dh, Dh);
-            memcpy(v->values + (head * v->blocks * KEYS + s) * Dh, value, Dh * sizeof *value);
+            if (v->narrow)
+                store_narrow(v, head, s, k, value, work);
+            else
+                store(v, head, s, k, value);
         }
     }
 }
 
-/* Task: some queries of one head against the whole frame, by online softmax over blocks of keys. */
+/* Some queries of one head on their way through the blocks of keys. */
+typedef struct tile {
+    size_t head, n;
+    float *q;          /* [n, Dh] scaled by 1 / sqrt(Dh) */
+    float *sum;        /* [n, Dh] of exp(score - top) value */
+    float *scores;     /* [n, KEYS] */
+    float *top;        /* [n] running maximum */
+    float *total;      /* [n] of exp(score - top) */
+    uint16_t *rounded; /* [n, max(Dh, KEYS)] */
+} tile;
+
+/* y [n, cols] += x [n, terms] m, m block b of the head's keys (of queries) or values (of scores) */
+static void mix_block(const tower *v, const tile *a, float *y, size_t cols, size_t ldy,
+                      const float *x, size_t terms, size_t ldx, const void *m, size_t b) {
+    size_t offset = (a->head * v->blocks + b) * KEYS * v->Dh;
+    if (!v->narrow) {
+        q35_kernel->mix[Q35_F32](y, ldy, x, ldx, (const float *)m + offset, ldy, a->n, terms, cols);
+        return;
+    }
+    for (size_t t = 0; t < a->n; t++) {
+        q35_kernel->narrow[Q35_BF16](a->rounded + t * ldx, x + t * ldx, terms);
+        if (terms % 2) a->rounded[t * ldx + terms] = 0;
+    }
+    q35_kernel->mix_narrow(y, ldy, a->rounded, ldx, (const uint16_t *)m + offset, ldy, a->n,
+                           (terms + 1) / 2, cols);
+}
+
+/* Online softmax over one more block of keys. */
+static void attend_block(const tower *v, const tile *a, size_t b) {
+    const size_t Dh = v->Dh, seen = min(KEYS, v->S - b * KEYS);
+    memset(a->scores, 0, a->n * KEYS * sizeof *a->scores);
+    mix_block(v, a, a->scores, seen, KEYS, a->q, Dh, Dh, v->keys, b);
+    for (size_t t = 0; t < a->n; t++) {
+        float block_total, *scores = a->scores + t * KEYS;
+        float top = q35_kernel->softmax_step(scores, seen, a->top[t], &block_total);
+        float shrink = expf(a->top[t] - top);
+        a->total[t] = a->total[t] * shrink + block_total;
+        a->top[t] = top;
+        if (shrink != 1.0f) q35_kernel->scale(a->sum + t * Dh, shrink, Dh);
+    }
+    mix_block(v, a, a->sum, Dh, Dh, a->scores, seen, KEYS, v->values, b);
+}
+
+/* Task: some queries of one head against the whole frame. */
 static void attend(void *arg, size_t index, int worker) {
     const tower *v = arg;
     const size_t D = v->g->D, Dh = v->Dh, tiles = (v->T + QUERIES - 1) / QUERIES;
     const float scale = 1.0f / sqrtf((float)Dh);
-    size_t head = index / tiles, t0 = index % tiles * QUERIES, n = min(QUERIES, v->T - t0);
-    float *q = v->worker + (size_t)worker * v->worker_floats, *sum = q + QUERIES * Dh,
-          *scores = sum + QUERIES * Dh, *top = scores + QUERIES * KEYS, *total = top + QUERIES;
-    for (size_t t = 0; t < n; t++) {
+    const size_t t0 = index % tiles * QUERIES;
+    tile a = {.head = index / tiles, .n = min(QUERIES, v->T - t0)};
+    a.q = v->worker + (size_t)worker * v->worker_floats;
+    a.sum = a.q + QUERIES * Dh;
+    a.scores = a.sum + QUERIES * Dh;
+    a.top = a.scores + QUERIES * KEYS;
+    a.total = a.top + QUERIES;
+    a.rounded = (uint16_t *)(void *)(a.total + QUERIES);
+    for (size_t t = 0; t < a.n; t++) {
         size_t row, col;
         locate(v, v->t0 + t0 + t, &row, &col);
-        memcpy(q + t * Dh, v->proj + (t0 + t) * D + head * Dh, Dh * sizeof *q);
-        rotate_head(v, q + t * Dh, v->block->qkv_bias + head * Dh, row, col);
-        q35_kernel->scale(q + t * Dh, scale, Dh);
-        top[t] = -INFINITY;
-        total[t] = 0;
+        memcpy(a.q + t * Dh, v->proj + (t0 + t) * D + a.head * Dh, Dh * sizeof *a.q);
+        rotate_head(v, a.q + t * Dh, v->block->qkv_bias + a.head * Dh, row, col);
+        q35_kernel->scale(a.q + t * Dh, scale, Dh);
+        a.top[t] = -INFINITY;
+        a.total[t] = 0;
     }
-    memset(sum, 0, n * Dh * sizeof *sum);
-    for (size_t b = 0; b < v->blocks; b++) {
-        size_t seen = min(KEYS, v->S - b * KEYS);
-        memset(scores, 0, n * KEYS * sizeof *scores);
-        q35_kernel->mix[Q35_F32](scores, KEYS, q, Dh, v->keys + (head * v->blocks + b) * Dh * KEYS,
-                                 KEYS, n, Dh, seen);
-        for (size_t t = 0; t < n; t++) {
-            float block_total;
-            float new_top = q35_kernel->softmax_step(scores + t * KEYS, seen, top[t], &block_total);
-            float shrink = expf(top[t] - new_top);
-            total[t] = total[t] * shrink + block_total;
-            top[t] = new_top;
-            if (shrink != 1.0f) q35_kernel->scale(sum + t * Dh, shrink, Dh);
-        }
-        q35_kernel->mix[Q35_F32](sum, Dh, scores, KEYS,
-                                 v->values + (head * v->blocks + b) * KEYS * Dh, Dh, n, seen, Dh);
-    }
-    for (size_t t = 0; t < n; t++) {
-        q35_kernel->scale(sum + t * Dh, 1.0f / total[t], Dh);
-        memcpy(v->mix + (t0 + t) * D + head * Dh, sum + t * Dh, Dh * sizeof *sum);
+    memset(a.sum, 0, a.n * Dh * sizeof *a.sum);
+    for (size_t b = 0; b < v->blocks; b++) attend_block(v, &a, b);
+    for (size_t t = 0; t < a.n; t++) {
+        q35_kernel->scale(a.sum + t * Dh, 1.0f / a.total[t], Dh);
+        memcpy(v->mix + (t0 + t) * D + a.head * Dh, a.sum + t * Dh, Dh * sizeof *a.sum);
     }
 }
 
@@ -260,11 +330,10 @@ static q35_matrix rows_of(const q35_matrix *w, size_t first, size_t rows) {
 static int make_keys(tower *v) {
     const size_t D = v->g->D;
     q35_matrix w = rows_of(&v->block->qkv, D, 2 * D);
-    q35_product kv = {&w, v->proj, 2 * D};
     for (v->t0 = 0; v->t0 < v->S; v->t0 += CHUNK) {
         v->T = min(CHUNK, v->S - v->t0);
         if (over_patches(v, 4 * D, norm_before_attention)) return 1;
-        if (q35_linear(v->team, &kv, 1, v->h, D, v->T, 0, v->panel)) return 1;
+        if (multiply(v, &w, v->proj, 2 * D, v->h, v->T, 0)) return 1;
         if (over_patches(v, 8 * D, store_keys)) return 1;
     }
     return 0;
@@ -274,12 +343,11 @@ static int make_keys(tower *v) {
 static int attention(tower *v) {
     const size_t D = v->g->D, tiles = (v->T + QUERIES - 1) / QUERIES;
     q35_matrix w = rows_of(&v->block->qkv, 0, D);
-    q35_product q = {&w, v->proj, D}, out = {&v->block->proj, v->x + v->t0 * D, D};
     if (over_patches(v, 4 * D, norm_before_attention)) return 1;
-    if (q35_linear(v->team, &q, 1, v->h, D, v->T, 0, v->panel)) return 1;
+    if (multiply(v, &w, v->proj, D, v->h, v->T, 0)) return 1;
     size_t work = 2 * QUERIES * v->S * v->Dh;
     if (q35_parallel(v->team, tiles * v->g->H, work, attend, v)) return 1;
-    return q35_linear(v->team, &out, 1, v->mix, D, v->T, 1, v->panel);
+    return multiply(v, &v->block->proj, v->x + v->t0 * D, D, v->mix, v->T, 1);
 }
 
 /* ---- MLP ---- */
@@ -310,11 +378,10 @@ static void activate(void *arg, size_t index, int worker) {
 /* x += mlp(norm2(x)), and the bias that attention left out */
 static int mlp(tower *v) {
     const size_t D = v->g->D, F = v->g->F;
-    q35_product up = {&v->block->fc1, v->proj, F}, down = {&v->block->fc2, v->x + v->t0 * D, D};
     if (over_patches(v, 6 * D, norm_before_mlp)) return 1;
-    if (q35_linear(v->team, &up, 1, v->h, D, v->T, 0, v->panel)) return 1;
+    if (multiply(v, &v->block->fc1, v->proj, F, v->h, v->T, 0)) return 1;
     if (over_patches(v, 16 * F, activate)) return 1;
-    return q35_linear(v->team, &down, 1, v->proj, F, v->T, 1, v->panel);
+    return multiply(v, &v->block->fc2, v->x + v->t0 * D, D, v->proj, v->T, 1);
 }
 
 /* ---- merger ---- */
@@ -352,11 +419,10 @@ static int merge(tower *v, const q35_merger *merger, size_t norm_width, float *f
     for (v->t0 = 0; v->t0 < v->S; v->t0 += chunk) {
         size_t n = min(chunk, v->S - v->t0) / m2;
         float *y = features + v->t0 / m2 * ldf;
-        q35_product up = {&merger->fc1, v->proj, M}, down = {&merger->fc2, y, ldf};
         if (q35_parallel(v->team, n, 4 * M, norm_before_merge, v)) return 1;
-        if (q35_linear(v->team, &up, 1, v->h, M, n, 0, v->panel)) return 1;
+        if (multiply(v, &merger->fc1, v->proj, M, v->h, n, 0)) return 1;
         if (q35_parallel(v->team, n, 32 * M, activate_merged, v)) return 1;
-        if (q35_linear(v->team, &down, 1, v->proj, M, n, 0, v->panel)) return 1;
+        if (multiply(v, &merger->fc2, y, ldf, v->proj, n, 0)) return 1;
         for (size_t t = 0; t < n; t++) q35_kernel->add(y + t * ldf, merger->bias2, O);
     }
     return 0;
@@ -394,6 +460,8 @@ int q35_vision_encode(q35_team *team, const qwen35_vision_geometry *g,
     v.S = grid[1] * grid[2];
     v.Dh = g->D / g->H;
     v.blocks = (v.S + KEYS - 1) / KEYS;
+    v.narrow = !g->exact && v.S >= NARROW_PATCHES && q35_kernel->mix_narrow &&
+               weights->patch.dtype == Q35_BF16;
     size_t floats = lay_out(&v, team->threads, NULL);
     float *memory = q35_alloc(floats, sizeof *memory, "vision tower", status);
     if (!memory) return status->code;

@@ -118,9 +118,9 @@ class Config:
     vision_start_token_id: int = entry(int, 0, 2**31 - 1, default=248053)
     vision_end_token_id: int = entry(int, 0, 2**31 - 1, default=248054)
 
-    def geometry(self, *, vision: bool = True) -> dict[str, Any]:
+    def geometry(self, *, vision: bool = True, exact: bool = True) -> dict[str, Any]:
         """What the core needs (`_core.Geometry`), frequencies included; with vision=False without
-        the tower.
+        the tower, with exact=False with leave to round the tower's activations to bfloat16.
         """
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)
@@ -135,12 +135,12 @@ class Config:
             "layer_types": list(text.layer_types),
             "inv_freq": inv_freq,
             "rope_attention_scaling": attention_scaling,
-            "vision": self._vision_geometry() if vision and self.vision else None,
+            "vision": self._vision_geometry(exact) if vision and self.vision else None,
         }
 
-    def _vision_geometry(self) -> dict[str, Any]:
+    def _vision_geometry(self, exact: bool) -> dict[str, Any]:
         ids = {name: getattr(self, name) for name in ("image_token_id", "video_token_id")}
-        return {**self.vision.geometry(), **ids}
+        return {**self.vision.geometry(), **ids, "exact": exact}
 
     @property
     def context_limit(self) -> int:

@@ -68,7 +68,8 @@ def load(
     revision: branch, tag or commit of a hub id. local_files_only: use the hub's cache alone.
     dtype: "auto" as stored; "float32" the exact reference mode (bf16 and f16 weights are exact in
         it and stay as they are); "bfloat16" converts weights stored otherwise, rounding to nearest
-        even.
+        even. In all but "float32" the attention of the vision tower multiplies in bfloat16 where
+        the processor does.
     context: tokens a session holds; default the trained length, at most 262,144, more only with
         YaRN.
     threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32".
@@ -289,7 +290,9 @@ def _model(
     from . import _core
     from .model import Model
 
-    geometry = checkpoint.config.geometry(vision=vision and checkpoint.has_vision)
+    geometry = checkpoint.config.geometry(
+        vision=vision and checkpoint.has_vision, exact=dtype == "float32"
+    )
     names = [name for name, _ in _core.expected_tensors(geometry)]
     tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)

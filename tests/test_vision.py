@@ -40,11 +40,13 @@ def seeing(
     return fields, checkpoints.make_tensors(fields, seed=4, dtype=dtype, mtp=False)
 
 
-def core_of(fields: dict[str, Any], tensors: dict[str, Any], threads: int = 2) -> _core.Model:
+def core_of(
+    fields: dict[str, Any], tensors: dict[str, Any], *, threads: int = 2, exact: bool = True
+) -> _core.Model:
     bits = {
         n: x.view(np.uint16) if x.dtype == ml_dtypes.bfloat16 else x for n, x in tensors.items()
     }
-    geometry = config_from(fields, where="test").geometry()
+    geometry = config_from(fields, where="test").geometry(exact=exact)
     return _core.Model(geometry, bits, threads=threads, kv_dtype="float32")
 
 
@@ -77,6 +79,20 @@ def test_stored_types_are_exact(dtype: str) -> None:
     pixels = noise((1, 6, 4))
     want = vision_reference.features(fields["vision_config"], tensors, pixels, (1, 6, 4))
     assert error(core_of(fields, tensors).encode_vision(pixels, (1, 6, 4)), want) <= 1e-5
+
+
+@pytest.mark.parametrize("grid", [(1, 26, 24), (1, 38, 42)])
+def test_rounded_attention(grid: tuple[int, int, int]) -> None:
+    """bf16 weights without exact=True: the factors of attention are off by up to 2^-9 of
+    themselves, in large frames only, where it averages out: 4e-4 is twice what was seen.
+    """
+    fields, tensors = seeing(deep=[2, 1], dtype="bfloat16", hidden_size=60)
+    pixels = noise(grid)
+    want = vision_reference.features(fields["vision_config"], tensors, pixels, grid)
+    found = error(core_of(fields, tensors, exact=False).encode_vision(pixels, grid), want)
+    rounds = _core.cpu()["isa"] == "avx512bf16" and grid[1] * grid[2] >= 1536
+    assert found <= (4e-4 if rounds else 1e-5)
+    assert error(core_of(fields, tensors).encode_vision(pixels, grid), want) <= 1e-5
 
 
 @pytest.mark.parametrize("merge", [1, 3])

@@ -61,6 +61,77 @@ INLINE __m128 vsum4(V a, V b, V c, V d) { return sum8x4(fold(a), fold(b), fold(c
 TARGET_END
 
 const q35_kernels q35_kernels_avx512 = {.name = "avx512", SIMD_MEMBERS, ELEMENTWISE_MEMBERS};
+
+/* ---- the same with products of bf16 pairs (AVX512-BF16) ---- */
+
+TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
+
+typedef __m512bh P; /* 32 bf16: 16 pairs */
+
+INLINE P pload(const uint16_t *p) { return (P)_mm512_loadu_si512(p); }
+INLINE P pload_n(const uint16_t *p, size_t n) {
+    return (P)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1u), p);
+}
+/* One pair in all lanes. */
+INLINE P pset(const uint16_t *p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return (P)_mm512_set1_epi32(pair);
+}
+
+INLINE void mix_narrow_tile(float *y, size_t ldy, const uint16_t *p, size_t ldp, const uint16_t *v,
+                            size_t ldv, size_t pairs, size_t tail, const int T, const int C) {
+    V acc[MIX_TOKENS][MIX_VECTORS];
+    for (int t = 0; t < T; t++)
+        for (int c = 0; c < C; c++) {
+            const float *yt = y + (size_t)t * ldy + c * LANES;
+            acc[t][c] = tail ? vload_n(yt, tail) : vload(yt);
+        }
+    for (size_t s = 0; s < pairs; s++) {
+        P row[MIX_VECTORS];
+        for (int c = 0; c < C; c++) {
+            const uint16_t *vs = v + (s * ldv + (size_t)c * LANES) * 2;
+            row[c] = tail ? pload_n(vs, 2 * tail) : pload(vs);
+        }
+        for (int t = 0; t < T; t++) {
+            P weight = pset(p + (size_t)t * ldp + 2 * s);
+            for (int c = 0; c < C; c++) acc[t][c] = _mm512_dpbf16_ps(acc[t][c], row[c], weight);
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int c = 0; c < C; c++) {
+            float *yt = y + (size_t)t * ldy + c * LANES;
+            if (tail)
+                vstore_n(yt, acc[t][c], tail);
+            else
+                vstore(yt, acc[t][c]);
+        }
+}
+
+INLINE void mix_narrow_rows(float *y, size_t ldy, const uint16_t *p, size_t ldp, const uint16_t *v,
+                            size_t ldv, size_t pairs, size_t n, const int T) {
+    size_t j = 0;
+    for (; j + MIX_VECTORS * LANES <= n; j += MIX_VECTORS * LANES)
+        mix_narrow_tile(y + j, ldy, p, ldp, v + 2 * j, ldv, pairs, 0, T, MIX_VECTORS);
+    for (; j + LANES <= n; j += LANES)
+        mix_narrow_tile(y + j, ldy, p, ldp, v + 2 * j, ldv, pairs, 0, T, 1);
+    if (j < n) mix_narrow_tile(y + j, ldy, p, ldp, v + 2 * j, ldv, pairs, n - j, T, 1);
+}
+
+static void mix_narrow_avx512(float *y, size_t ldy, const uint16_t *p, size_t ldp,
+                              const uint16_t *v, size_t ldv, size_t tokens, size_t pairs,
+                              size_t n) {
+    size_t t = 0;
+    for (; t + MIX_TOKENS <= tokens; t += MIX_TOKENS)
+        mix_narrow_rows(y + t * ldy, ldy, p + t * ldp, ldp, v, ldv, pairs, n, MIX_TOKENS);
+    for (; t < tokens; t++)
+        mix_narrow_rows(y + t * ldy, ldy, p + t * ldp, ldp, v, ldv, pairs, n, 1);
+}
+
+TARGET_END
+
+const q35_kernels q35_kernels_avx512bf16 = {
+    .name = "avx512bf16", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .mix_narrow = mix_narrow_avx512};
 #else
 typedef int q35_no_avx512; /* ISO C wants a declaration in every file */
 #endif

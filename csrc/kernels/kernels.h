@@ -11,6 +11,7 @@
 #define Q35_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "../formats.h"
 
@@ -37,6 +38,13 @@ typedef void q35_dot_fn(float *y, size_t ldy, const void *w, size_t ldw, const f
 typedef void q35_mix_fn(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t ldv,
                         size_t tokens, size_t positions, size_t n);
 
+/* As mix with both factors bf16: p [tokens, 2 pairs]; v [pairs, n, 2], positions 2 i and 2 i + 1
+   interleaved, ldv columns (of two elements) from one pair of positions to the next. Only where the
+   processor multiplies bf16 itself; NULL elsewhere. */
+typedef void q35_mix_narrow_fn(float *y, size_t ldy, const uint16_t *p, size_t ldp,
+                               const uint16_t *v, size_t ldv, size_t tokens, size_t pairs,
+                               size_t n);
+
 /* One column block of one head's gated delta rule (arXiv 2412.06464), token after token:
  *   S <- decay_t S;  d = beta_t (v_t - S^T k_t);  S <- S + k_t d^T;  out_t = S^T q_t
  * state [Dk, cols] f32 without gaps, cols <= Q35_DELTA_COLS; q, k [tokens, Dk]; v, out [tokens,
@@ -55,6 +63,7 @@ typedef struct q35_kernels {
     q35_dot_fn *dot[Q35_DTYPES];
     q35_mix_fn *mix[Q35_DTYPES];
     q35_delta_fn *delta;
+    q35_mix_narrow_fn *mix_narrow;
 
     /* y = x * rsqrt(mean(x^2) + eps) * scale        y may be x */
     void (*rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n);

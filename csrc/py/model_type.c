@@ -115,7 +115,7 @@ static int vision_parse(PyObject *geometry, qwen35_geometry *g, geometry_owner *
         Py_DECREF(dict);
         return 0;
     }
-    size_t image_token, video_token;
+    size_t image_token, video_token, exact;
     size_field sizes[] = {
         {"hidden_size", &v->D},
         {"intermediate_size", &v->F},
@@ -128,6 +128,7 @@ static int vision_parse(PyObject *geometry, qwen35_geometry *g, geometry_owner *
         {"position_side", &v->side},
         {"image_token_id", &image_token},
         {"video_token_id", &video_token},
+        {"exact", &exact},
     };
     int failed = get_sizes(dict, sizes, sizeof sizes / sizeof *sizes);
     if (!failed) owner->vision_inv_freq = get_vector(dict, "inv_freq", NPY_FLOAT32);
@@ -139,6 +140,7 @@ static int vision_parse(PyObject *geometry, qwen35_geometry *g, geometry_owner *
         PyErr_SetString(PyExc_ValueError, "vision: inv_freq must have hidden_size / num_heads / 4");
         return -1;
     }
+    v->exact = exact != 0;
     v->image_token = (int32_t)image_token;
     v->video_token = (int32_t)video_token;
     v->inv_freq = PyArray_DATA(owner->vision_inv_freq);

@@ -65,7 +65,8 @@ const char q35_run_kernel_doc[] =
     "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> "
     "(m', sum)\n"
     "  scale x[n] a | exp y[n] x[n] | layer_norm y[n] x[n] scale[n] shift[n] eps\n"
-    "  gelu_bias x[n] bias[n] | add y[n] x[n]";
+    "  gelu_bias x[n] bias[n] | add y[n] x[n]\n"
+    "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]";
 
 static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n,
                       const double *number) {
@@ -80,6 +81,9 @@ static PyObject *call(const q35_kernels *k, const char *name, const span *a, siz
     } else if (IS("mix", 3)) {
         k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
                            a[1].rows, a[2].rows, a[2].cols);
+    } else if (IS("mix_narrow", 3) && k->mix_narrow) {
+        k->mix_narrow(a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride / 2,
+                      a[1].rows, a[2].rows, a[2].cols / 2);
     } else if (IS("delta", 7)) {
         if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
             return PyErr_Format(
