@@ -7,7 +7,7 @@
  *
  * All is f32. Where the processor multiplies bf16, weights are bf16, the caller allows it and a
  * frame is large, the two products of attention have their factors rounded to bf16 ("narrow"):
- * twice as fast, and with so many keys the roundings average out: features within 2e-4 of the
+ * twice as fast, and with so many keys the roundings average out: features within about 2e-4 of the
  * largest. Rounding the other products too would be off by twenty times that. */
 #include "vision.h"
 

@@ -132,14 +132,14 @@ def config(ids: dict[str, int], vocab: int) -> dict:
         },
         "vision_config": {
             "deepstack_visual_indexes": [],
-            "depth": 1,
+            "depth": 4,
             "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": 64,
+            "hidden_size": 128,
             "in_channels": 3,
             "initializer_range": 0.02,
-            "intermediate_size": 128,
+            "intermediate_size": 256,
             "model_type": "qwen3_5",
-            "num_heads": 2,
+            "num_heads": 4,
             "num_position_embeddings": 64,
             "out_hidden_size": 192,
             "patch_size": 16,
@@ -147,6 +147,22 @@ def config(ids: dict[str, int], vocab: int) -> dict:
             "temporal_patch_size": 2,
         },
     }
+
+
+def processor(kind: str, longest: int) -> dict:
+    """preprocessor_config.json of images or videos: sides are multiples of 32, pixels (of all
+    frames) from 64 x 64 to `longest`."""
+    out = {
+        "size": {"longest_edge": longest, "shortest_edge": 64 * 64},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+    }
+    name = {"image": "Qwen2VLImageProcessorFast", "video": "Qwen3VLVideoProcessor"}[kind]
+    return out | {f"{kind}_processor_type": name}
 
 
 def write(folder: Path, name: str, value: dict) -> None:
@@ -181,6 +197,8 @@ def main() -> None:
     }
     cfg = config(ids, -(-tok.get_vocab_size() // 64) * 64)
     write(folder, "config.json", cfg)
+    write(folder, "preprocessor_config.json", processor("image", 128 * 128))
+    write(folder, "video_preprocessor_config.json", processor("video", 64 * 128 * 128))
     write(
         folder,
         "tokenizer_config.json",

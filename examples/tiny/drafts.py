@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from batches import collate
 from model import TinyModel, load_config, load_weights
 from render import Renderer
 from tasks import EVALUATED, example
@@ -24,19 +25,20 @@ FOLDER = Path(__file__).resolve().parents[2] / "qwen35" / "tiny"
 @torch.no_grad()
 def acceptance(folder: Path, seed: int, n: int) -> dict[str, float]:
     """Share of accepted first drafts by task and mode, and over all tokens."""
-    weights = {k: x for k, x in load_weights(folder).items() if ".visual." not in k}
-    model, renderer = TinyModel(load_config(folder), weights, torch.float32), Renderer(folder)
+    renderer = Renderer(folder)
+    model = TinyModel(load_config(folder), load_weights(folder), torch.float32)
     out, all_right, all_tokens = {}, 0, 0
     for task in EVALUATED:
         for mode, thinking in (("direct", False), ("thinking", True)):
             rng, right, tokens = Random(f"{seed} {task} {mode}"), 0, 0
             for _ in range(n):
                 one = example(rng, task, held=True, level=0.2, thinking=thinking)
-                row, _, start = renderer.tokens(one)
-                ids = torch.tensor([row])
-                hidden = model.hidden(ids)
+                row = renderer.tokens(one)
+                batch, start = collate([row], renderer.pads), row.start
+                hidden = model.hidden(batch.ids, batch.sight)
                 own = model.logits(hidden)[0].argmax(-1)[start:-1]
-                draft = model.logits(model.mtp_hidden(ids, hidden))[0].argmax(-1)[start - 1 : -1]
+                mtp = model.mtp_hidden(batch.ids, hidden, batch.sight)
+                draft = model.logits(mtp)[0].argmax(-1)[start - 1 : -1]
                 right += (own == draft).sum().item()
                 tokens += len(own)
             out[f"{task} {mode}"] = right / tokens

@@ -4,10 +4,10 @@
     python examples/tiny/evaluate.py --backend qwen35
     python examples/tiny/evaluate.py --backend transformers --n 100 --out /tmp/tiny-eval
 
-Prints two tables (task by thinking mode; needle by distance), writes OUT/results.json and, where
-matplotlib is installed, OUT/needle.png. An answer counts when its text, or its tool call with all
-arguments, is exactly the expected one and the model ended it by itself; what it thought before does
-not matter.
+Prints two tables (task by thinking mode; needle by distance, none with --distance-n 0), writes
+OUT/results.json and, where matplotlib is installed, OUT/needle.png. An answer counts when its
+text, or its tool call with all arguments, is exactly the expected one and the model ended it by
+itself; what it thought before does not matter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+from patches import Frame
 from render import Renderer
 from tasks import EVALUATED, Example, example, needle
 
@@ -70,6 +71,7 @@ class Transformers:
 
         self.torch = torch
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.renderer = Renderer(folder)
         self.model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model.eval()
 
@@ -81,9 +83,11 @@ class Transformers:
             enable_thinking=one.thinking,
             tokenize=False,
         )
+        prompt, frames = self.renderer.expand(prompt, one)
         ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        seen = self.seen(one, ids, frames) if frames else {}
         with self.torch.no_grad():
-            out = self.model.generate(ids, max_new_tokens=MAX_TOKENS, do_sample=False)
+            out = self.model.generate(ids, **seen, max_new_tokens=MAX_TOKENS, do_sample=False)
         new = out[0, ids.shape[1] :]
         ended = new[-1].item() == self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         text = self.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=False)
@@ -91,6 +95,20 @@ class Transformers:
             text = text.partition("</think>")[2]
         calls = [(name, dict(PARAMETER.findall(body))) for name, body in CALL.findall(text)]
         return CALL.sub("", text).strip(), calls, ended
+
+    def seen(self, one: Example, ids: Any, frames: list[Frame]) -> dict[str, Any]:
+        """The model's arguments for the images or the one video of an example."""
+        torch, config = self.torch, self.model.config
+        is_video = bool((ids == config.video_token_id).any())
+        grids = [frames[0].grid] if is_video else [f.grid for f in frames]
+        times = len(frames) if is_video else 1
+        kind, suffix = ("video", "_videos") if is_video else ("image", "")
+        pads = ids == getattr(config, f"{kind}_token_id")
+        return {
+            "mm_token_type_ids": pads.int() * (2 if is_video else 1),
+            f"{kind}_grid_thw": torch.tensor([[times, *grid] for grid in grids]),
+            f"pixel_values{suffix}": torch.cat([torch.from_numpy(f.pixels) for f in frames]),
+        }
 
 
 def correct(one: Example, text: str, calls: list[tuple[str, dict[str, str]]], ended: bool) -> bool:
@@ -120,6 +138,12 @@ def distance_examples(
     return out
 
 
+def asked_text(one: Example) -> str:
+    """The last message's text."""
+    content = one.messages[-1]["content"]
+    return content if isinstance(content, str) else " ".join(p.get("text", "") for p in content)
+
+
 def run(backend: Backend, examples: list[Example], show: int) -> dict[str, float]:
     """Accuracy and share of answers that stopped by themselves."""
     right = stopped = 0
@@ -129,7 +153,7 @@ def run(backend: Backend, examples: list[Example], show: int) -> dict[str, float
         right, stopped = right + ok, stopped + ended
         if not ok and show > 0:
             show -= 1
-            asked = one.messages[-1]["content"][-150:]
+            asked = asked_text(one)[-150:]
             print(
                 f"  wrong ({one.task}): {asked!r} -> {text!r} {calls or ''}, wanted {one.answer!r}"
             )
@@ -179,6 +203,7 @@ def main() -> None:
         "--level", type=float, default=0.4, help="curriculum level, sets the needle's length"
     )
     ap.add_argument("--seed", type=int, default=2026)
+    ap.add_argument("--tasks", nargs="+", default=list(EVALUATED), help="default all")
     ap.add_argument("--show", type=int, default=0, help="wrong answers to print per row")
     ap.add_argument(
         "--out", type=Path, default=Path("."), help="folder for results.json and needle.png"
@@ -189,7 +214,7 @@ def main() -> None:
     modes = {"direct": False, "thinking": True}
     tasks: dict[str, dict] = {}
     print("| task | direct | thinking | stopped |\n|---|---:|---:|---:|", flush=True)
-    for task in EVALUATED:
+    for task in args.tasks:
         row = tasks[task] = {}
         for mode, thinking in modes.items():
             rng = Random(f"{args.seed} {task} {mode}")
@@ -203,7 +228,7 @@ def main() -> None:
         print(f"| {task} | {cells} | {100 * ended:.0f} % |", flush=True)
     curve: dict[str, dict[str, dict]] = {mode: {} for mode in modes}
     print("\n| tokens back | direct | thinking |\n|---:|---:|---:|", flush=True)
-    for distance in DISTANCES:
+    for distance in DISTANCES if args.distance_n else ():
         for mode, thinking in modes.items():
             many = distance_examples(renderer, distance, thinking, args.distance_n, args.seed)
             curve[mode][str(distance)] = run(backend, many, args.show)

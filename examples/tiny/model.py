@@ -1,4 +1,4 @@
-"""The Qwen3.5 text model in plain torch, written for training speed on a CPU.
+"""The Qwen3.5 model in plain torch, written for training speed on a CPU; the tower is in tower.py.
 
 tokens -> embedding -> 3 x DeltaNet : 1 x attention, each followed by a SwiGLU MLP -> norm -> tied
 head
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import kernels
@@ -24,9 +25,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tower import Tower
 
 ROOT = "model.language_model."
 CHUNK = 16
+
+
+@dataclass
+class Sight:
+    """What a batch of rows holds beside text: frames in the order of the rows' placeholders."""
+
+    patches: Tensor  # [P, 1536] f32
+    grids: list[tuple[int, int]]  # height and width in patches of each frame
+    pads: Tensor  # [B, T] bool: placeholder tokens, a quarter of P
+    positions: Tensor  # [3, B, T]
 
 
 def init_weights(cfg: dict, seed: int) -> dict[str, Tensor]:
@@ -97,42 +109,6 @@ def init_weights(cfg: dict, seed: int) -> dict[str, Tensor]:
             **attention(f"mtp.layers.{i}.self_attn."),
         }
     return {name: x.contiguous() for name, x in w.items()}
-
-
-def init_vision(cfg: dict, seed: int) -> dict[str, Tensor]:
-    """Untrained vision tower under the released names: present so that every reader finds a whole
-    checkpoint."""
-    v = cfg["vision_config"]
-    gen = torch.Generator().manual_seed(seed)
-    D, inner, out = v["hidden_size"], v["intermediate_size"], v["out_hidden_size"]
-    merged = v["spatial_merge_size"] ** 2 * D
-    patch = (v["in_channels"], v["temporal_patch_size"], v["patch_size"], v["patch_size"])
-    p = "model.visual."
-    w: dict[str, Tensor] = {}
-
-    def linear(name: str, rows: int, *cols: int) -> None:
-        w[p + name + ".weight"] = torch.randn(rows, *cols, generator=gen) / math.sqrt(
-            math.prod(cols)
-        )
-        w[p + name + ".bias"] = torch.zeros(rows)
-
-    def norm(name: str, n: int) -> None:
-        w[p + name + ".weight"], w[p + name + ".bias"] = torch.ones(n), torch.zeros(n)
-
-    linear("patch_embed.proj", D, *patch)
-    w[p + "pos_embed.weight"] = torch.randn(v["num_position_embeddings"], D, generator=gen) * 0.02
-    for i in range(v["depth"]):
-        b = f"blocks.{i}."
-        norm(b + "norm1", D)
-        norm(b + "norm2", D)
-        linear(b + "attn.qkv", 3 * D, D)
-        linear(b + "attn.proj", D, D)
-        linear(b + "mlp.linear_fc1", inner, D)
-        linear(b + "mlp.linear_fc2", D, inner)
-    norm("merger.norm", D)
-    linear("merger.linear_fc1", merged, merged)
-    linear("merger.linear_fc2", out, merged)
-    return w
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -227,7 +203,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tens
 
 
 class TinyModel(torch.nn.Module):
-    """The text model and its MTP layer over a dict of parameters with released names."""
+    """Text model, MTP layer and vision tower over a dict of parameters with released names."""
 
     def __init__(self, cfg: dict, weights: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16):
         super().__init__()
@@ -237,6 +213,7 @@ class TinyModel(torch.nn.Module):
         self.eps = self.t["rms_norm_eps"]
         dims = self.t["linear_key_head_dim"], self.t["linear_value_head_dim"]
         self.lib = kernels.load(*dims) if dtype == torch.bfloat16 else None
+        self.tower = Tower(cfg, self.w, dtype)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         """The named RMS norm over the last dimension."""
@@ -249,12 +226,19 @@ class TinyModel(torch.nn.Module):
         w = self.w[names[0]] if len(names) == 1 else torch.cat([self.w[n] for n in names])
         return F.linear(x.to(self.dtype), w.to(self.dtype))
 
-    def rope(self, T: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, Dr/2]; on text all three mRoPE axes hold the same position."""
+    def rope(self, T: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin [1, T, Dr/2] of T text tokens, or [B, T, Dr/2] at positions [3, B, T], where
+        the three axes take turns along the frequencies."""
         r = self.t["rope_parameters"]
         dim = int(self.t["head_dim"] * r["partial_rotary_factor"])
         freq = r["rope_theta"] ** (-torch.arange(0, dim, 2, dtype=torch.float) / dim)
-        angle = torch.arange(T, dtype=torch.float)[:, None] * freq
+        if positions is None:
+            angle = torch.arange(T, dtype=torch.float)[None, :, None] * freq
+            return angle.cos(), angle.sin()
+        axes = torch.zeros(dim // 2, dtype=torch.long)
+        for axis in (1, 2):
+            axes[axis : 3 * r["mrope_section"][axis] : 3] = axis
+        angle = positions.permute(1, 2, 0)[..., axes] * freq
         return angle.cos(), angle.sin()
 
     def attention(self, p: str, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -315,25 +299,44 @@ class TinyModel(torch.nn.Module):
         h = kernels.SwiGLU.apply(self.lib, h) if self.lib else swiglu(h)
         return x + self.mm(h, p + "mlp.down_proj.weight")
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Hidden states after the final norm, what the head sees. ids [B, T] -> [B, T, D]."""
-        T = ids.shape[1]
-        if not self.lib:
-            ids = F.pad(ids, (0, -T % (CHUNK if T <= 256 else 2 * CHUNK)))
+    def embed(self, ids: Tensor, features: Tensor | None, sight: Sight | None) -> Tensor:
+        """Embedded tokens [B, T, D] with the tower's features in place of the placeholders."""
         x = F.embedding(ids, self.w[ROOT + "embed_tokens.weight"])
-        rope = self.rope(ids.shape[1])
+        if sight is None:
+            return x
+        return x.masked_scatter(sight.pads[..., None], features)
+
+    def see(self, sight: Sight) -> Tensor:
+        """The tower's features [P / 4, D]."""
+        return self.tower(sight.patches, sight.grids)
+
+    def hidden(
+        self, ids: Tensor, sight: Sight | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, what the head sees. ids [B, T] -> [B, T, D]; features
+        are `see(sight)` where the caller has them already."""
+        if sight is not None and features is None:
+            features = self.see(sight)
+        T, positions = ids.shape[1], sight.positions if sight else None
+        x = self.embed(ids, features, sight)
+        if not self.lib:
+            more = -T % (CHUNK if T <= 256 else 2 * CHUNK)
+            x = F.pad(x, (0, 0, 0, more))
+            positions = F.pad(positions, (0, more)) if sight else None
+        rope = self.rope(x.shape[1], positions)
         for i, kind in enumerate(self.t["layer_types"]):
             x = self.layer(f"{ROOT}layers.{i}.", kind, x, rope)
         return self.norm(x, ROOT + "norm.weight")[:, :T]
 
-    def mtp_hidden(self, ids: Tensor, hidden: Tensor) -> Tensor:
+    def mtp_hidden(self, ids: Tensor, hidden: Tensor, sight: Sight | None = None) -> Tensor:
         """The MTP layer's states: position t holds hidden t and token t+1, predicts t+2. -> [B,
-        T-1, D]."""
-        e = F.embedding(ids[:, 1:], self.w[ROOT + "embed_tokens.weight"])
+        T-1, D]. Placeholders are plain tokens to it."""
+        e = self.embed(ids[:, 1:], None, None)
         e = self.norm(e, "mtp.pre_fc_norm_embedding.weight")
         h = self.norm(hidden[:, :-1].float(), "mtp.pre_fc_norm_hidden.weight")
         x = self.mm(torch.cat([e, h], -1), "mtp.fc.weight").float()
-        x = self.layer("mtp.layers.0.", "full_attention", x, self.rope(x.shape[1]))
+        rope = self.rope(x.shape[1], sight.positions[..., :-1] if sight else None)
+        x = self.layer("mtp.layers.0.", "full_attention", x, rope)
         return self.norm(x, "mtp.norm.weight")
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -342,8 +345,8 @@ class TinyModel(torch.nn.Module):
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the first Dr dimensions of x [B, H, T, Dh], halves paired."""
-    cos, sin = rope
+    """Rotate the first Dr dimensions of x [B, H, T, Dh], halves paired; rope [B or 1, T, Dr/2]."""
+    cos, sin = (r[:, None] for r in rope)
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)

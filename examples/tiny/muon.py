@@ -30,7 +30,8 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised per matrix, with decoupled weight decay. Matrices only."""
+    """Momentum, orthogonalised per matrix, with decoupled weight decay. Matrices only; a
+    convolution over whole patches counts as one."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
@@ -42,7 +43,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 shapes.setdefault(p.shape, []).append(p)
             for shape, params in shapes.items():
-                self.update(params, group, 0.2 * math.sqrt(max(shape)))
+                rows, cols = shape[0], math.prod(shape[1:])
+                self.update(params, group, 0.2 * math.sqrt(max(rows, cols)))
 
     def update(self, params: list[Tensor], group: dict, scale: float) -> None:
         """One step for all matrices of a shape."""
@@ -53,6 +55,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        steps = orthogonalise(torch.stack(torch._foreach_lerp(grads, buffers, momentum))).float()
+        moved = torch.stack(torch._foreach_lerp(grads, buffers, momentum))
+        steps = orthogonalise(moved.flatten(2)).float().reshape(moved.shape)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(steps.unbind()), alpha=-group["lr"] * scale)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import patches
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tasks import Example
 from tokenizers import Tokenizer
+
+PADS = re.compile("|".join(map(re.escape, patches.PADS.values())))
+
+
+@dataclass
+class Row:
+    """An example as tokens."""
+
+    ids: list[int]
+    weights: list[float]  # of each id as a target; earlier assistant turns carry loss too
+    start: int  # length of the prompt
+    frames: list[patches.Frame]
 
 
 class Renderer:
@@ -22,6 +38,18 @@ class Renderer:
         self.template = env.from_string((folder / "chat_template.jinja").read_text())
         path = folder / "tokenizer.json"
         self.tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
+        self.folder = folder
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, dict]:
+        """The limits of images and videos in pixels."""
+        names = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
+        return {k: json.loads((self.folder / n).read_text())["size"] for k, n in names.items()}
+
+    @functools.cached_property
+    def pads(self) -> set[int]:
+        """The ids that stand for a token of an image or a video."""
+        return {self.tokenizer.token_to_id(p) for p in patches.PADS.values()}
 
     def text(self, example: Example) -> tuple[str, str]:
         """(prompt, completion); the completion ends with <|im_end|>."""
@@ -37,19 +65,29 @@ class Renderer:
         assert full.startswith(prompt), (prompt, full)
         return prompt, full[len(prompt) :].removesuffix("\n")
 
-    def tokens(self, example: Example) -> tuple[list[int], list[float], int]:
-        """(ids, weight of each id as a target, prompt length). Earlier assistant turns carry loss
-        too."""
+    def tokens(self, example: Example) -> Row:
+        """The example's ids, with a placeholder for every token of an image or video."""
         prompt, completion = self.text(example)
+        prompt, frames = self.expand(prompt, example)
+        for frame, labels in zip(frames, example.labels, strict=bool(example.labels)):
+            frame.labels = labels
         head = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         tail = self.tokenizer.encode(completion, add_special_tokens=False).ids
+        return Row(head + tail, self.learned(head) + [1.0] * len(tail), len(head), frames)
+
+    def expand(self, prompt: str, example: Example) -> tuple[str, list[patches.Frame]]:
+        """A rendered prompt with a placeholder for every token of an image or video, and what the
+        placeholders stand for."""
+        seen = list(patches.parts(example.messages, self.sizes))
+        texts = iter([text for text, _ in seen])
+        return PADS.sub(lambda _: next(texts), prompt), [f for _, many in seen for f in many]
+
+    def learned(self, head: list[int]) -> list[float]:
+        """1 for the tokens of assistant turns in a prompt, but for its open last one."""
         start, end = (self.tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>"))
         assistant = self.tokenizer.encode("assistant\n", add_special_tokens=False).ids
-        weights, n, inside = [0.0] * len(head), len(assistant), False
-        opening = (
-            len(head) - 1 - head[::-1].index(start)
-        )  # the generation prompt is given, not learned
-        i = 0
+        weights, n, inside, i = [0.0] * len(head), len(assistant), False, 0
+        opening = len(head) - 1 - head[::-1].index(start)
         while i < opening:
             if head[i] == start:
                 inside = head[i + 1 : i + 1 + n] == assistant
@@ -58,7 +96,7 @@ class Renderer:
             weights[i] = float(inside)
             inside = inside and head[i] != end
             i += 1
-        return head + tail, weights + [1.0] * len(tail), len(head)
+        return weights
 
 
 def fail(message: str) -> None:

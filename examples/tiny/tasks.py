@@ -7,9 +7,8 @@ fact, the set of words, the tool with its argument values), and `held_out(key)` 
 in 20 by BLAKE2. Training draws only keys where it is false, evaluation only keys where it is true;
 phrasing and filler play no part.
 
-A new task (images, video) is one function `(rng, held, level) -> Example` added to `TASKS`; a user
-message's content may be a list of parts, and `Example.images` / `Example.videos` carry what the
-parts refer to.
+A new task is one function `(rng, held, level) -> Example` added to `TASKS`; a user message's
+content may be a list of parts, as `Model.chat` takes them, with images and videos as arrays.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ SYSTEMS = (
 class Example:
     """One conversation up to the assistant's last turn, and that turn.
 
-    `key` is what the held-out rule hashes; `thinking` selects the template's mode; `reasoning` is
-    used only then.
+    `thinking` selects the template's mode; `reasoning` is used only then. `labels` say what each
+    image or pair of video frames shows, for the tower's own loss (`scenes.Scene.labels`).
     """
 
     task: str
@@ -44,8 +43,7 @@ class Example:
     thinking: bool = False
     tools: list[dict] | None = None
     tool_calls: list[dict] | None = None
-    images: list = field(default_factory=list)
-    videos: list = field(default_factory=list)
+    labels: list[list] = field(default_factory=list)
 
     def final(self) -> dict:
         """The assistant's last turn as a message."""
@@ -326,8 +324,14 @@ TASKS: dict[str, Callable[[Random, bool, float], Example]] = {
     "reverse": reverse,
     "copy": copy,
 }
-EVALUATED = ("add", "compare", "needle", "sort", "reverse", "tool", "tool_result")
+READ = ("add", "compare", "needle", "sort", "reverse", "tool", "tool_result")
+SEEN = ("count", "color", "shape", "place", "digit", "moves", "way", "first")
+EVALUATED = READ + SEEN
 
-import chat_tasks  # noqa: E402  (registers tool, tool_result and chat)
+import chat_tasks  # noqa: E402  (these take what is above from this module)
+import clips  # noqa: E402
+import digits  # noqa: E402
+import scenes  # noqa: E402
 
-TASKS.update(chat_tasks.TASKS)
+for module in (chat_tasks, scenes, digits, clips):
+    TASKS.update(module.TASKS)

@@ -20,99 +20,44 @@ import time
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from model import (
-    TinyModel,
-    init_vision,
-    init_weights,
-    load_config,
-    save_weights,
-)
+from batches import KINDS, Batch, Batches, collate, mixture, targets
+from model import TinyModel, init_weights, load_config, load_weights, save_weights
 from muon import Muon
+from patches import Frame
 from render import Renderer
 from tasks import EVALUATED, example
+from tower import init_vision
 
 FOLDER = Path(__file__).resolve().parents[2] / "qwen35" / "tiny"
-MIXTURE = {
-    "add": 0.44,
-    "compare": 0.30,
-    "needle": 0.22,
-    "sort": 0.11,
-    "reverse": 0.07,
-    "tool": 0.13,
-    "tool_result": 0.04,
-    "chat": 0.03,
-    "copy": 0.01,
-}
 
 
-def mixture(accuracy: dict[str, float]) -> dict[tuple[str, bool], float]:
-    """Weights of (task, thinking): the lower its held-out accuracy, the larger its share."""
-    out = {}
-    for task, share in MIXTURE.items():
-        for thinking in (False, True):
-            reached = accuracy.get(task + ("/think" if thinking else ""), 0.65)
-            out[task, thinking] = share * max(0.25, 1.15 - reached)
-    return out
-
-
-class Batches:
-    """An endless stream of right-padded batches of similar lengths."""
-
-    def __init__(self, renderer: Renderer, seed: int, tokens: int):
-        self.renderer, self.rng, self.tokens = renderer, Random(seed), tokens
-        self.queue: list[list[tuple]] = []
-
-    def next(self, level: float, weights: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids [B, T], weight of each position as a target [B, T])."""
-        if not self.queue:
-            self.fill(level, weights)
-        return collate(self.queue.pop())
-
-    def fill(self, level: float, weights: dict) -> None:
-        names, total, pool = list(weights), 0, []
-        while total < 12 * self.tokens:
-            task, thinking = self.rng.choices(names, list(weights.values()))[0]
-            one = example(self.rng, task, held=False, level=level, thinking=thinking)
-            ids, targets, _ = self.renderer.tokens(one)
-            pool.append((ids, targets))
-            total += len(ids)
-        pool.sort(key=lambda x: len(x[0]) * self.rng.uniform(0.95, 1.05))
-        batch: list[tuple] = []
-        for item in pool:
-            longest = max([len(item[0]), *(len(x[0]) for x in batch)])
-            if batch and longest * (len(batch) + 1) > self.tokens:
-                self.queue.append(batch)
-                batch = []
-            batch.append(item)
-        self.queue.append(batch)
-        self.rng.shuffle(self.queue)
-
-
-def collate(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-pad (ids, weights) pairs."""
-    T = max(len(ids) for ids, _ in items)
-    ids = torch.zeros(len(items), T, dtype=torch.long)
-    weights = torch.zeros(len(items), T)
-    for i, (a, b) in enumerate(items):
-        ids[i, : len(a)] = torch.tensor(a)
-        weights[i, : len(b)] = torch.tensor(b)
-    return ids, weights
-
-
-def loss_of(model: TinyModel, ids: torch.Tensor, weights: torch.Tensor, mtp: bool) -> torch.Tensor:
+def loss_of(
+    model: TinyModel, batch: Batch, features: torch.Tensor | None, mtp: bool
+) -> torch.Tensor:
     """Mean cross entropy over supervised tokens; a batch with few of them counts for less."""
+    ids, weights = batch.ids, batch.weights
     if mtp:
         with torch.no_grad():
-            hidden = model.hidden(ids)
-        hidden, shift = model.mtp_hidden(ids, hidden), 2
+            hidden = model.hidden(ids, batch.sight)
+        hidden, shift = model.mtp_hidden(ids, hidden, batch.sight), 2
     else:
-        hidden, shift = model.hidden(ids), 1
+        hidden, shift = model.hidden(ids, batch.sight, features), 1
     at = weights[:, shift:] > 0
     logits = model.logits(hidden[:, : ids.shape[1] - shift][at])
     loss = F.cross_entropy(logits, ids[:, shift:][at], reduction="none")
     return loss.sum() / max(200, at.sum())
+
+
+def probe_loss(probe: torch.nn.Linear, features: torch.Tensor, frames: list) -> torch.Tensor:
+    """How badly a linear layer reads from each of the tower's tokens what its block shows."""
+    kinds, where, any_ = targets(frames)
+    got = probe(features)
+    loss = F.binary_cross_entropy_with_logits(got[:, :KINDS], kinds, reduction="none")
+    off = (got[:, KINDS:] - where).square().sum(-1)
+    return loss.sum(-1).mean() + (off * any_).mean()
 
 
 @torch.no_grad()
@@ -130,24 +75,27 @@ def accuracy(
                 for _ in range(16):
                     one = example(rng, task, held=True, level=level, thinking=thinking)
                     rows.append(renderer.tokens(one))
-                ids, _ = collate([r[:2] for r in rows])
-                best = model.logits(model.hidden(ids)).argmax(-1)
-                for i, (row, _, start) in enumerate(rows):
-                    right += best[i, start - 1 : len(row) - 1].tolist() == row[start:]
+                batch = collate(rows, renderer.pads)
+                best = model.logits(model.hidden(batch.ids, batch.sight)).argmax(-1)
+                for i, row in enumerate(rows):
+                    ids, start = row.ids, row.start
+                    right += best[i, start - 1 : len(ids) - 1].tolist() == ids[start:]
             out[task + ("/think" if thinking else "")] = right / n
     return out
 
 
-def optimizers(model: TinyModel, lr: float, mtp: bool) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embedding, convolutions, gates and vectors."""
-    named = {n: p for n, p in model.w.items() if n.startswith("mtp.") == mtp}
-    small = ("embed_tokens", "conv1d", "in_proj_a", "in_proj_b")
-    matrices = [p for n, p in named.items() if p.ndim == 2 and not any(s in n for s in small)]
+def optimizers(
+    named: dict[str, torch.nn.Parameter], lr: float
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """(optimizer, peak learning rate): Muon for the matrices, AdamW for embeddings, text
+    convolutions, gates and vectors."""
+    small = ("embed_tokens", "pos_embed", "conv1d", "in_proj_a", "in_proj_b", "probe")
+    matrices = [p for n, p in named.items() if p.ndim > 1 and not any(s in n for s in small)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]
     return [
-        Muon(matrices, lr, 0.1),
-        torch.optim.AdamW(rest, lr=lr * 0.6, betas=(0.9, 0.98), weight_decay=0.0),
+        (Muon(matrices, lr, 0.1), lr),
+        (torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0), lr * 0.6),
     ]
 
 
@@ -162,25 +110,40 @@ class Run:
         self.accuracy: dict[str, float] = {}
         held = torch.load(self.path, weights_only=False) if args.resume else None
         weights = held["weights"] if held else init_weights(self.cfg, args.seed)
-        self.vision = held["vision"] if held else init_vision(self.cfg, args.seed)
+        weights = weights if held else weights | init_vision(self.cfg, args.seed)
+        if args.start and not held:
+            known = load_weights(args.start)
+            weights |= {n: x for n, x in known.items() if x.shape == weights[n].shape}
         self.model = TinyModel(self.cfg, weights)
+        self.probe = torch.nn.Linear(self.cfg["text_config"]["hidden_size"], KINDS + 2)
         self.batches = Batches(self.renderer, args.seed, args.tokens)
         if held:
             self.seconds, self.step, self.mtp = held["seconds"], held["step"], held["mtp"]
             self.accuracy = held["accuracy"]
             self.batches.rng.setstate(held["rng"])
-        self.optimizers = optimizers(self.model, args.lr, self.mtp)
+            self.probe.load_state_dict(held["probe"])
+        self.optimizers = self.make_optimizers()
         if held:
-            for o, state in zip(self.optimizers, held["optimizers"], strict=True):
+            for (o, _), state in zip(self.optimizers, held["optimizers"], strict=True):
                 o.load_state_dict(state)
+
+    def make_optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
+        """Those of the MTP layer, or of trunk and tower."""
+        named = self.model.w
+        if self.mtp:
+            return optimizers({n: p for n, p in named.items() if "mtp." in n}, self.args.lr)
+        seeing = {n: p for n, p in named.items() if ".visual." in n}
+        seeing |= {"probe." + n: p for n, p in self.probe.named_parameters()}
+        text = {n: p for n, p in named.items() if n not in seeing and "mtp." not in n}
+        return optimizers(text, self.args.lr) + optimizers(seeing, self.args.tower_lr)
 
     def save(self) -> None:
         part = self.path.with_suffix(".part")
         torch.save(
             {
                 "weights": {n: p.detach() for n, p in self.model.w.items()},
-                "vision": self.vision,
-                "optimizers": [o.state_dict() for o in self.optimizers],
+                "probe": self.probe.state_dict(),
+                "optimizers": [o.state_dict() for o, _ in self.optimizers],
                 "rng": self.batches.rng.getstate(),
                 "seconds": self.seconds,
                 "step": self.step,
@@ -192,35 +155,60 @@ class Run:
         os.replace(part, self.path)
 
     def publish(self) -> None:
-        save_weights({**self.model.w, **self.vision}, self.folder)
+        save_weights(self.model.w, self.folder)
 
     def level(self) -> float:
-        """Progress of the trunk, 0 to 1."""
-        return min(1.0, self.seconds / (60 * self.args.minutes))
+        """Progress of trunk and tower together, 0 to 1; negative while the tower learns alone."""
+        alone = self.args.tower_minutes
+        return min(1.0, (self.seconds / 60 - alone) / (self.args.minutes - alone))
 
     def rate(self) -> float:
-        """Learning rate: a short warm-up, flat, then linearly to zero over the last 60 %; the same
-        for MTP."""
+        """Share of the peak learning rates: a short warm-up, flat, then linearly to zero over the
+        last 60 %; the same for MTP. Flat while the tower learns alone."""
         t = self.level()
+        if t < 0:
+            return min(1.0, self.seconds / 30 + 0.02)
         if self.mtp:
             t = (self.seconds / 60 - self.args.minutes) / max(1e-6, self.args.mtp_minutes)
-        return self.args.lr * min(1.0, t / 0.02 + 0.02, max(0.0, (1 - t) / 0.6))
+        return min(1.0, t / 0.02 + 0.02, max(0.0, (1 - t) / 0.6))
 
-    def one_step(self) -> tuple[float, int]:
-        """(loss, tokens) of one optimizer step."""
-        ids, weights = self.batches.next(self.level(), mixture(self.accuracy))
-        loss = loss_of(self.model, ids, weights, self.mtp)
-        for o in self.optimizers:
+    def one_step(self) -> tuple[float, float, int]:
+        """(loss, the probe's loss, tokens) of one optimizer step."""
+        if self.level() < 0:
+            frames = self.batches.extra(4 * self.args.extra)
+            loss, tokens = torch.zeros(()), sum(f.tokens for f in frames)
+            extra = probe_loss(self.probe, self.see(frames), frames)
+        else:
+            loss, extra, tokens = self.joint_loss()
+        for o, _ in self.optimizers:
             o.zero_grad(set_to_none=True)
-        loss.backward()
-        params = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        (loss + 0.5 * extra).backward()
+        params = [p for o, _ in self.optimizers for g in o.param_groups for p in g["params"]]
+        torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], 1.0)
         rate = self.rate()
-        for o, scale in zip(self.optimizers, (1.0, 0.6), strict=True):
+        for o, peak in self.optimizers:
             for group in o.param_groups:
-                group["lr"] = rate * scale
-            o.step()
-        return loss.item(), ids.numel()
+                group["lr"] = rate * peak
+            if any(p.grad is not None for p in o.param_groups[0]["params"]):
+                o.step()
+        return loss.item(), extra.item(), tokens
+
+    def joint_loss(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(loss, the probe's loss, tokens) of trunk and tower on one batch, or of the MTP layer."""
+        level = 1 - (1 - self.level()) * (1 - self.args.start_level)
+        batch = self.batches.next(level, mixture(self.accuracy))
+        if self.mtp:
+            return loss_of(self.model, batch, None, True), torch.zeros(()), batch.ids.numel()
+        frames = batch.frames + self.batches.extra(self.args.extra)
+        features = self.see(frames)
+        seen = features[: sum(f.tokens for f in batch.frames)]
+        extra = probe_loss(self.probe, features, frames)
+        return loss_of(self.model, batch, seen, False), extra, batch.ids.numel()
+
+    def see(self, frames: list[Frame]) -> torch.Tensor:
+        """The tower's features of frames."""
+        pixels = torch.from_numpy(np.concatenate([f.pixels for f in frames]))
+        return self.model.tower(pixels, [f.grid for f in frames])
 
 
 def train(run: Run) -> None:
@@ -228,28 +216,30 @@ def train(run: Run) -> None:
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: stop.append(n))
-    args, seen, total, since = run.args, 0, 0.0, time.monotonic()
+    args, seen, total, probed, since = run.args, 0, 0.0, 0.0, time.monotonic()
     marks = {"eval": run.seconds, "publish": run.seconds}
     trunk_end = 60 * args.minutes
     while not stop and run.seconds < trunk_end + 60 * args.mtp_minutes:
         if not run.mtp and run.seconds >= trunk_end:
-            run.mtp, run.optimizers = True, optimizers(run.model, args.lr, True)
+            run.mtp = True
+            run.optimizers = run.make_optimizers()
         start = time.monotonic()
-        loss, tokens = run.one_step()
+        loss, extra, tokens = run.one_step()
         run.seconds += min(20.0, time.monotonic() - start)  # a suspended process does not age
-        run.step, seen, total = run.step + 1, seen + tokens, total + loss
+        run.step, seen = run.step + 1, seen + tokens
+        total, probed = total + loss, probed + extra
         if run.step % 50 == 0:
             speed = seen / (time.monotonic() - since)
             print(
                 f"{time.strftime('%H:%M:%S')} step {run.step} {'mtp' if run.mtp else 'trunk'} "
-                f"{run.seconds / 60:.1f} min  loss {total / 50:.4f}  lr {run.rate():.1e}  "
-                f"{speed:.0f} tokens/s",
+                f"{run.seconds / 60:.1f} min  loss {total / 50:.4f}  probe {probed / 50:.3f}  "
+                f"rate {run.rate():.2f}  {speed:.0f} tokens/s",
                 flush=True,
             )
-            seen, total, since = 0, 0.0, time.monotonic()
-        if run.seconds - marks["eval"] > 60 * args.eval_minutes:
+            seen, total, probed, since = 0, 0.0, 0.0, time.monotonic()
+        if run.level() > 0 and run.seconds - marks["eval"] > 60 * args.eval_minutes:
             marks["eval"] = run.seconds
-            run.accuracy = accuracy(run.model, run.renderer, 11, 32, min(run.level(), 0.5))
+            run.accuracy = accuracy(run.model, run.renderer, 11, 32, 0.4)
             print("  ".join(f"{t} {a:.2f}" for t, a in run.accuracy.items()), flush=True)
             run.save()
         if run.seconds - marks["publish"] > 60 * args.publish_minutes:
@@ -271,9 +261,16 @@ def main() -> None:
     ap.add_argument("--minutes", type=float, default=90, help="time for the trunk")
     ap.add_argument("--mtp-minutes", type=float, default=10, help="time for the MTP layer after it")
     ap.add_argument("--resume", action="store_true", help="go on from WORK/checkpoint.pt")
+    ap.add_argument("--start", type=Path, help="folder of weights to begin with")
+    ap.add_argument("--start-level", type=float, default=0, help="where the curriculum begins")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--tokens", type=int, default=3072, help="tokens a step")
     ap.add_argument("--lr", type=float, default=5e-3, help="peak learning rate")
+    ap.add_argument("--tower-lr", type=float, default=5e-3, help="the vision tower's")
+    ap.add_argument(
+        "--tower-minutes", type=float, default=10, help="of --minutes, for the tower alone"
+    )
+    ap.add_argument("--extra", type=int, default=24, help="examples a step for the tower alone")
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument(
         "--eval-minutes", type=float, default=5, help="between evaluations and checkpoints"
