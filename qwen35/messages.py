@@ -113,6 +113,9 @@ def _part(part: Any, role: str, path: str, plain: Plain, media: list[MediaPart])
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{path}.text: expected a str, got {shown(part.get('text'))}")
         return {"type": "text", "text": plain(part["text"], f"{path}.text")}
+    if kind in ("image_url", "video_url"):
+        kind = kind.removesuffix("_url")
+        part = {"type": kind, kind: _data_uri(part, kind, path)}
     if kind in ("image", "video"):
         if role == "system":
             raise ValueError(f"{path}.type: a system message holds text only, no {kind}")
@@ -120,10 +123,20 @@ def _part(part: Any, role: str, path: str, plain: Plain, media: list[MediaPart])
             raise ValueError(f"{path}.{kind}: missing, expected the {kind} itself under this name")
         media.append(MediaPart(path, kind, part))
         return {"type": kind, kind: f"<{kind}>"}
-    hint = ""
-    if kind in ("image_url", "video_url", "input_image"):
-        hint = '; use "image" or "video" with an array, a path or bytes: URLs are not fetched'
+    hint = '; use "image" with an array, a path or bytes' if kind == "input_image" else ""
     raise ValueError(f"{path}.type: {shown(kind)}, expected 'text', 'image' or 'video'{hint}")
+
+
+def _data_uri(part: Mapping[str, Any], kind: str, path: str) -> str:
+    """The data URI of OpenAI's {"type": "image_url", "image_url": {"url": ...}}."""
+    url = part.get(f"{kind}_url")
+    url = url.get("url") if isinstance(url, Mapping) else url
+    if isinstance(url, str) and url[:5].lower() == "data:":
+        return url
+    raise ValueError(
+        f"{path}.{kind}_url: {shown(url)}, expected a data URI: URLs are not fetched; download it "
+        f'and use {{"type": "{kind}", "{kind}": path or bytes}}'
+    )
 
 
 def _tool_calls(calls: Any, role: str, path: str, plain: Plain) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "url": (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        r"messages\[0\]\.content\[0\]\.type: 'image_url'.*URLs are not fetched",
+        r"messages\[0\]\.content\[0\]\.image_url: 'x'.*URLs are not fetched",
     ),
     "str part": (
         [{"role": "user", "content": ["a"]}],
@@ -195,3 +195,14 @@ def test_the_callers_messages_are_left_alone() -> None:
     assert checked[0]["content"] == [{"type": "image", "image": "<image>"}]
     assert media[0].part is messages[0]["content"][0]
     assert messages[0]["content"][0]["image"] == b"pixels"
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_data_uris_in_openai_parts(kind: str) -> None:
+    """{"image_url": {"url": "data:..."}} is the image itself."""
+    uri = "data:image/png;base64,AAAA"
+    for value in (uri, {"url": uri, "detail": "low"}):
+        part = {"type": f"{kind}_url", f"{kind}_url": value}
+        plain, media = check_messages([{"role": "user", "content": [part]}])
+        assert plain[0]["content"] == [{"type": kind, kind: f"<{kind}>"}]
+        assert [(m.kind, m.part[kind]) for m in media] == [(kind, uri)]
