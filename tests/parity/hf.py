@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import (
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5TextConfig,
+)
 
 
 def text_config(**changes: Any) -> dict[str, Any]:
@@ -162,3 +166,36 @@ def features(model: torch.nn.Module, pixels: ArrayLike, grids: ArrayLike) -> NDA
     out = model(torch.tensor(np.asarray(pixels)), grid_thw=torch.tensor(np.asarray(grids)))
     parts = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
     return torch.stack(parts, dim=1).numpy()
+
+
+def seeing_model(folder: str | Path) -> Qwen3_5ForConditionalGeneration:
+    """The whole model of a checkpoint folder, float32; DeepStack's mergers, which it has no code
+    for, may be left over.
+    """
+    model, info = Qwen3_5ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    unused = [n for n in info["unexpected_keys"] if "deepstack" not in n and "mtp." not in n]
+    if info["missing_keys"] or unused:
+        raise ValueError(f"{folder}: missing {info['missing_keys']}, unused {unused}")
+    return model.eval()
+
+
+def inputs_of(prompt: Any, config: Any) -> dict[str, torch.Tensor]:
+    """transformers' arguments for a prompt of ours."""
+    kinds = np.zeros(len(prompt.ids), np.int64)
+    kinds[prompt.ids == config.image_token_id] = 1
+    kinds[prompt.ids == config.video_token_id] = 2
+
+    inputs = {
+        "input_ids": torch.tensor(prompt.ids.astype(np.int64))[None],
+        "mm_token_type_ids": torch.tensor(kinds)[None],
+    }
+    for media, pixels, grid in (
+        (prompt.images, "pixel_values", "image_grid_thw"),
+        (prompt.videos, "pixel_values_videos", "video_grid_thw"),
+    ):
+        if media:
+            inputs[pixels] = torch.tensor(np.concatenate([one.pixels for one in media]))
+            inputs[grid] = torch.tensor([one.grid_thw for one in media])
+    return inputs

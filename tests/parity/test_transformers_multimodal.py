@@ -17,7 +17,6 @@ import pytest
 import torch
 from checkpoints import VISION, write_checkpoint
 from safetensors.numpy import load_file
-from transformers import Qwen3_5ForConditionalGeneration
 
 import qwen35
 
@@ -95,43 +94,12 @@ def deepstack(
         yield
 
 
-def theirs(folder: Path) -> Any:
-    model, info = Qwen3_5ForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    unused = [name for name in info["unexpected_keys"] if "deepstack" not in name]
-    assert not info["missing_keys"] and not unused
-    return model.eval()
-
-
-def inputs_of(prompt: qwen35.Prompt, config: Any) -> dict[str, torch.Tensor]:
-    """transformers' arguments for a prompt of ours."""
-    kinds = np.zeros(len(prompt.ids), np.int64)
-    kinds[prompt.ids == config.image_token_id] = 1
-    kinds[prompt.ids == config.video_token_id] = 2
-
-    def both(media: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = np.concatenate([one.pixels for one in media])
-        return torch.tensor(pixels), torch.tensor([one.grid_thw for one in media])
-
-    images, image_grid = both(prompt.images)
-    videos, video_grid = both(prompt.videos)
-    return {
-        "input_ids": torch.tensor(prompt.ids.astype(np.int64))[None],
-        "mm_token_type_ids": torch.tensor(kinds)[None],
-        "pixel_values": images,
-        "image_grid_thw": image_grid,
-        "pixel_values_videos": videos,
-        "video_grid_thw": video_grid,
-    }
-
-
 @torch.no_grad()
 def test_two_images_and_a_video(ours: qwen35.Model, folder: Path) -> None:
     """Positions are equal; logits differ by 2e-4 of the largest at most (DESIGN.md)."""
     prompt = ours.prompt(MESSAGES)
-    inputs = inputs_of(prompt, ours.config)
-    model = theirs(folder)
+    inputs = hf.inputs_of(prompt, ours.config)
+    model = hf.seeing_model(folder)
     positions, _ = model.model.get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
@@ -152,8 +120,10 @@ def test_decoding_goes_on_behind_the_images(folder: Path, ours: qwen35.Model) ->
     if ours._core.feature_shape[0] > 1:
         pytest.skip("transformers' Qwen3.5 decodes without DeepStack")
     prompt = ours.prompt(MESSAGES)
-    inputs = inputs_of(prompt, ours.config)
-    out = theirs(folder).generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    inputs = hf.inputs_of(prompt, ours.config)
+    out = hf.seeing_model(folder).generate(
+        **inputs, max_new_tokens=12, do_sample=False, eos_token_id=None
+    )
     stream = ours.generate(prompt, max_tokens=12, temperature=0.0, ignore_eos=True)
     assert stream.result().token_ids == out[0, len(prompt.ids) :].tolist()
 
@@ -168,8 +138,8 @@ def test_bfloat16_weights(tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps(SMALL))
     with qwen35.load(folder, context=1000) as ours:
         prompt = ours.prompt(MESSAGES)
-        got, inputs = ours.logits(prompt), inputs_of(prompt, ours.config)
-    model = theirs(folder)
+        got, inputs = ours.logits(prompt), hf.inputs_of(prompt, ours.config)
+    model = hf.seeing_model(folder)
     want = model(**inputs).logits[0].numpy()
     half = model.to(torch.bfloat16)(**inputs).logits[0].float().numpy()
     assert hf.mean_kl(want, got) <= min(1e-4, hf.mean_kl(want, half))

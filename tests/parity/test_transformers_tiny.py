@@ -125,6 +125,50 @@ def test_kl_as_stored(exact: Any) -> None:
     assert kl < hf.mean_kl(want, hf.logits(hf.from_folder(FOLDER, torch.bfloat16), ids))
 
 
+def scene(seed: int) -> np.ndarray:
+    """Coloured squares on gray, of a size that is no multiple of a patch for odd seeds."""
+    rng = np.random.default_rng(seed)
+    canvas = np.full((96 + 7 * (seed % 2), 128, 3), 120, np.uint8)
+    for color in rng.permutation([(215, 35, 35), (45, 75, 220), (240, 225, 50)])[: 1 + seed % 3]:
+        y, x = rng.integers(0, 70), rng.integers(0, 100)
+        canvas[y : y + 24, x : x + 24] = color
+    return canvas
+
+
+def clip(seed: int) -> np.ndarray:
+    """A red square that moves, in the direction the seed says."""
+    frames = np.full((8, 64, 64, 3), 120, np.uint8)
+    for i, frame in enumerate(frames):
+        at = 4 + 5 * (i if seed % 2 else 7 - i)
+        frame[20:38, at : at + 18] = (215, 35, 35)
+    return frames
+
+
+SHOWN = [
+    ({"type": "image", "image": scene(0)}, "What color is the square?"),
+    ({"type": "image", "image": scene(1)}, "How many objects are there?"),
+    ({"type": "image", "image": scene(5)}, "What do you see?"),
+    ({"type": "video", "video": clip(0), "fps": 4}, "What moves?"),
+    ({"type": "video", "video": clip(1), "fps": 4}, "Which way does the red square move?"),
+]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_greedy_answers_to_what_is_shown(ours: qwen35.Model, thinking: bool) -> None:
+    """The same tokens, 24 of them, from the same folder."""
+    import torch
+
+    model = hf.seeing_model(FOLDER)
+    for part, question in SHOWN:
+        messages = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
+        prompt = ours.prompt(messages, enable_thinking=thinking)
+        inputs = hf.inputs_of(prompt, ours.config)
+        with torch.no_grad():
+            out = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=-1)
+        got = [token.id for token in ours.generate(prompt, max_tokens=24, **GREEDY)]
+        assert got == out[0, len(prompt.ids) :].tolist(), question
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokenizer(ours: qwen35.Model, theirs: Any, text: str) -> None:
     """Special tokens in user text are plain text for us (split_special_tokens there)."""
