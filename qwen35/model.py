@@ -79,6 +79,7 @@ class Model:
             enabled=core.feature_shape is not None,
             limits=media_limits,
             context=context,
+            progress=progress,
         )
         self._prompts = Prompts(checkpoint, tokenizer, self._vision, context=context)
         self._eos_ids = eos_ids(checkpoint, tokenizer)

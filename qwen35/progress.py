@@ -1,5 +1,5 @@
-"""A progress bar for prompts that take a while: on stderr, on a terminal or in a notebook only,
-after a second of work.
+"""A progress bar for prompts and videos that take a while: on stderr, on a terminal or in a
+notebook only, after a second of work.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ def is_interactive() -> bool:
     return in_kernel or (sys.stderr is not None and sys.stderr.isatty())
 
 
-class PrefillBar:
-    """Called with (tokens done, tokens in all); draws nothing for prompts done within
-    PATIENCE_S.
-    """
+class Bar:
+    """Called with (done, in all); draws nothing for what is done within PATIENCE_S."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
         self._start = time.perf_counter()
         self._bar: Any = None
 
@@ -36,7 +35,9 @@ class PrefillBar:
                 return
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, desc="prompt", unit="token", leave=False, file=sys.stderr)
+            self._bar = tqdm(
+                total=total, desc=self._what, unit=self._unit, leave=False, file=sys.stderr
+            )
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -54,10 +55,15 @@ def prefill_progress(
     """
     if callable(progress):
         return progress, _nothing
-    if progress is False or (progress is None and not is_interactive()):
-        return None, _nothing
-    bar = PrefillBar()
-    return bar, bar.close
+    bar = bar_for(progress, "prompt", "token")
+    return (None, _nothing) if bar is None else (bar, bar.close)
+
+
+def bar_for(progress: Progress, what: str, unit: str) -> Bar | None:
+    """A bar where one is wanted: True, or None and somebody watches."""
+    if progress is True or (progress is None and is_interactive()):
+        return Bar(what, unit)
+    return None
 
 
 def _nothing() -> None:

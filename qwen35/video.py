@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .errors import MediaError
 from .media import MediaLimits, array_hint, check_pixels, read_image
 from .pixel_array import check_array, check_frame_shape, resized, rgb_frame
-from .video_sampling import Clip, Fit, Sampling, check_sampling
+from .video_sampling import Clip, Fit, Progress, Sampling, check_sampling
 from .vision_settings import VisionSettings
 
 ASSUMED_FPS = 2.0
@@ -32,6 +32,7 @@ def read_video(
     *,
     where: str,
     limits: MediaLimits,
+    progress: Progress | None = None,
 ) -> Clip:
     """The frames of a video; `fit` tells their size, `where` opens every message.
 
@@ -47,7 +48,9 @@ def read_video(
             )
         from .video_file import read_video_file
 
-        return read_video_file(video, settings, ask, fit, where=where, limits=limits)
+        return read_video_file(
+            video, settings, ask, fit, where=where, limits=limits, progress=progress
+        )
     if not isinstance(video, (np.ndarray, list, tuple)):
         raise TypeError(
             f"{where}: {type(video).__name__}, expected an array [T, H, W, 3], a list of frames, a "

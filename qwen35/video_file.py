@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .errors import MediaError
 from .media import MediaLimits, bytes_of_data_uri, check_pixels, decoder_errors, open_media
 from .pixel_array import resized
-from .video_sampling import MAX_FPS, MAX_SECONDS, Clip, Fit, Sampling, sample_indices
+from .video_sampling import MAX_FPS, MAX_SECONDS, Clip, Fit, Progress, Sampling, sample_indices
 from .vision_settings import VisionSettings
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def read_video_file(
     *,
     where: str,
     limits: MediaLimits,
+    progress: Progress | None = None,
 ) -> Clip:
     """The frames of a path, bytes or data URI that `ask` names, or `settings.fps` of them a second.
 
@@ -69,6 +70,8 @@ def read_video_file(
             else:
                 small[place] = resized(player.upright(frame), small.shape[1:3])
             previous = frame
+            if progress is not None:
+                progress(place + 1, len(indices))
         note = None if len(indices) == total else f"{len(indices)} of {total:,} frames"
         return Clip(small, tuple(index / rate for index in indices), size, note)
 

@@ -21,6 +21,7 @@ from .vision_settings import VisionSettings
 MAX_FPS = 1e6
 MAX_SECONDS = 1e7
 
+Progress = Callable[[int, int], object]  # frames done, frames in all
 Fit = Callable[[int, int, int], tuple[int, int]]  # frames, height, width -> height, width
 
 

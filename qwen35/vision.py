@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import UnsupportedModelError
 from .fields import nearest
+from .progress import Progress, bar_for
 from .vision_prompt import KINDS, Placeholders, check_room
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class Vision:
         enabled: bool,
         limits: MediaLimits | None,
         context: int,
+        progress: Progress = None,
     ) -> None:
         self.enabled = enabled
+        self._progress = progress
         self._name = checkpoint.name
         self._checkpoint = checkpoint
         self._limits = limits
@@ -97,9 +100,19 @@ class Vision:
             return image_input(
                 part.part["image"], image_settings, where=where, limits=limits, **options
             )
-        return video_input(
-            part.part["video"], video_settings, where=where, limits=limits, **options
-        )
+        bar = bar_for(self._progress, "video", "frame")
+        try:
+            return video_input(
+                part.part["video"],
+                video_settings,
+                where=where,
+                limits=limits,
+                progress=bar,
+                **options,
+            )
+        finally:
+            if bar is not None:
+                bar.close()
 
     def _both_settings(self) -> Any:
         if self._settings is None:

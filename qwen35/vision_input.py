@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .media import MediaLimits, read_image
 from .pixel_array import resized
 from .video import read_video
-from .video_sampling import Sampling, whole
+from .video_sampling import Progress, Sampling, whole
 from .vision_settings import VisionSettings, read_settings, smart_resize
 
 __all__ = [
@@ -187,6 +187,7 @@ def video_input(
     limits: MediaLimits | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    progress: Progress | None = None,
 ) -> VisionInput:
     """A video made ready. Frames (an ndarray [T, H, W, 3] or a list, each anything an image may be)
     are used as they are, `fps` apart. A path or bytes are decoded through PyAV and sampled:
@@ -194,7 +195,8 @@ def video_input(
     seconds `start` to `end`.
 
     `min_pixels` and `max_pixels` count all frames together. One frame stands for two. Without `fps`
-    frames get timestamps of 2 fps and a UserWarning. Errors as of image_input.
+    frames get timestamps of 2 fps and a UserWarning. `progress(done, total)` is called as frames of
+    a file are read. Errors as of image_input.
     """
     settings = _with_range(settings, min_pixels, max_pixels)
     pair = settings.temporal_patch_size
@@ -212,7 +214,8 @@ def video_input(
         )
 
     ask = Sampling(fps=fps, sample_fps=sample_fps, num_frames=num_frames, start=start, end=end)
-    clip = read_video(video, settings, ask, fit, where=where, limits=limits or MediaLimits())
+    limits = limits or MediaLimits()
+    clip = read_video(video, settings, ask, fit, where=where, limits=limits, progress=progress)
     missing = -len(clip.times) % pair
     times = clip.times + clip.times[-1:] * missing
     frames = (

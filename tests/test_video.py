@@ -478,3 +478,11 @@ def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         video_input([numbered(0)], SETTINGS, fps=1)
+
+
+def test_progress_of_a_file() -> None:
+    """Called once a sampled frame, with how many there will be."""
+    told: list[tuple[int, int]] = []
+    data = make(io.BytesIO(), 20, kind="mp4").getvalue()
+    video_input(data, SETTINGS, num_frames=6, progress=lambda *at: told.append(at))
+    assert told == [(i, 6) for i in range(1, 7)]
