@@ -78,6 +78,8 @@ class Renderer:
     def expand(self, prompt: str, example: Example) -> tuple[str, list[patches.Frame]]:
         """A rendered prompt with a placeholder for every token of an image or video, and what the
         placeholders stand for."""
+        if not PADS.search(prompt):
+            return prompt, []
         seen = list(patches.parts(example.messages, self.sizes))
         texts = iter([text for text, _ in seen])
         return PADS.sub(lambda _: next(texts), prompt), [f for _, many in seen for f in many]
