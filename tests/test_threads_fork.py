@@ -131,7 +131,7 @@ def test_a_session_has_one_user(model: _core.Model) -> None:
                 errors.append(error)
 
     def progress(done: int, total: int) -> None:
-        if done < total:
+        if done < total and not errors:
             other = threading.Thread(target=intrude)
             other.start()
             other.join()
