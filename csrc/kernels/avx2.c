@@ -33,7 +33,6 @@ INLINE void vstore(float *p, V v) { _mm256_storeu_ps(p, v); }
 INLINE void vstore_n(float *p, V v, size_t n) { _mm256_maskstore_ps(p, first(n), v); }
 INLINE V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
-INLINE V vadd(V a, V b) { return _mm256_add_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
 INLINE V widen(__m128i half, const q35_dtype dtype) {
     if (dtype == Q35_F16) return _mm256_cvtph_ps(half);

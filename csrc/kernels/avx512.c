@@ -30,7 +30,6 @@ INLINE void vstore(float *p, V v) { _mm512_storeu_ps(p, v); }
 INLINE void vstore_n(float *p, V v, size_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
 INLINE V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
-INLINE V vadd(V a, V b) { return _mm512_add_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
 INLINE __m256 fold(V v) {
     return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));

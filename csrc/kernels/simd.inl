@@ -6,7 +6,7 @@
  *   LANES, V                       width and type of a vector
  *   vzero vset vload vstore        of whole vectors
  *   vload_n vstore_n               of the first n < LANES lanes; the others read as 0
- *   vfma(a, b, c)                  a b + c; vmul, vadd, vsub likewise
+ *   vfma(a, b, c)                  a b + c; vmul, vsub likewise
  *   vsum(v), vsum4(a, b, c, d)     sums of lanes, of one and of four vectors, in the same order
  *   vload_as, vload_as_n           elements of a storage type as f32
  *   DOT_TOKENS                     with DOT_ROWS the register tile of dot
