@@ -168,7 +168,9 @@ def test_examples_run(name: str) -> None:
 
 @needs_tiny
 @pytest.mark.parametrize(("name", "largest"), [("quickstart", 100_000), ("seeing", 200_000)])
-def test_notebook_runs_and_holds_small_outputs(name: str, largest: int) -> None:
+def test_notebook_runs_and_holds_small_outputs(
+    name: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("nbformat", "nbclient", "ipykernel"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is missing: pip install 'qwen35[notebook]'")
@@ -181,6 +183,7 @@ def test_notebook_runs_and_holds_small_outputs(name: str, largest: int) -> None:
     if not os.environ.get("QWEN35_UPDATE"):
         assert all(cell.execution_count for cell in stored), "it is kept executed"
     assert path.stat().st_size < largest
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     here = {"metadata": {"path": str(EXAMPLES)}}
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources=here).execute()
     for cell in stored:
