@@ -98,11 +98,10 @@ static int check_append(const qwen35_session *session, const int32_t *ids, size_
         if (ids[t] < 0 || (size_t)ids[t] >= V)
             return q35_fail(status, Q35_ARGUMENT,
                             "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
-    size_t visual = count_visual(session->model, ids, T);
-    if (options->features && visual != options->n_features)
+    if (options->features && options->n_features != count_visual(session->model, ids, T))
         return q35_fail(status, Q35_ARGUMENT,
                         "features of %zu tokens, but %zu image and video tokens among the ids",
-                        options->n_features, visual);
+                        options->n_features, count_visual(session->model, ids, T));
     for (size_t t = 0; options->positions && t < 3 * T; t++)
         if (options->positions[t] < 0 || options->positions[t] > ROPE_LIMIT)
             return q35_fail(status, Q35_ARGUMENT, "position_ids[%zu, %zu] is %d, expected 0 to %d",

@@ -87,11 +87,6 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...]
     rope_theta: float = 10000.0
 
-    @property
-    def patch_floats(self) -> int:
-        """Numbers in one patch: channels, frames, rows, columns."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
     def geometry(self) -> dict[str, Any]:
         """What the core needs (`_core.VisionGeometry`), but for the placeholders' ids."""
         same = (

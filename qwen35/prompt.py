@@ -138,7 +138,7 @@ class Prompts:
         images, videos = self._vision.read(parts)
         text = prompt if isinstance(prompt, str) else None
         if text is not None:
-            encode_text(self._tokenizer, text, context=self._context, where=where)
+            check_prompt_text(text, context=self._context, where=where)
             ids: Any = self._vision.placeholders.in_text(
                 text, images=len(images), videos=len(videos)
             )
@@ -288,6 +288,14 @@ def _integers(ids: Sequence[Any], *, where: str) -> NDArray[np.int64]:
 
 def encode_text(tokenizer: Tokenizer, text: str, *, context: int, where: str) -> NDArray[np.int32]:
     """Plain text -> ids int32 [T]: special tokens spelt out in it stay plain text."""
+    check_prompt_text(text, context=context, where=where)
+    return np.array(tokenizer.encode(text), dtype=np.int32)
+
+
+def check_prompt_text(text: str, *, context: int, where: str) -> None:
+    """ValueError for a text without UTF-8 or without anything, ContextLengthError for one that is
+    too long whatever its tokens are.
+    """
     check_text(text, where=where)
     if not text:
         raise ValueError(f"{where} is empty; at least one token is needed")
@@ -298,7 +306,6 @@ def encode_text(tokenizer: Tokenizer, text: str, *, context: int, where: str) ->
             f"holds {context:,}; "
             "shorten it, or load the model with a larger context="
         )
-    return np.array(tokenizer.encode(text), dtype=np.int32)
 
 
 def ends_thinking(tokenizer: Tokenizer, ids: NDArray[np.int32]) -> bool:

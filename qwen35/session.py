@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ClosedError
+from .errors import ClosedError, ModelFormatError
 from .lifecycle import Gate, guarded
 from .prompt import Prompt, check_fits
 
@@ -149,9 +149,14 @@ class Session:
         from .session_file import read_session
 
         arrays = read_session(path, fingerprint=self._model._checkpoint.fingerprint())
-        core = self._open()
+        core, keys = self._open(), arrays.get("keys", np.empty(0, np.int64))
+        if keys.dtype != np.int64 or keys.ndim != 1:
+            raise ModelFormatError(
+                f"{path}: keys of {keys.dtype} {list(keys.shape)}, expected int64 [tokens]; save "
+                "the session again"
+            )
         core.undump(arrays)
-        self._seen = arrays.get("keys", core.ids.astype(np.int64))
+        self._seen = keys
         self._marks = []
 
     def close(self) -> None:

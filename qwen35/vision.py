@@ -52,7 +52,6 @@ class Vision:
     ) -> None:
         self.enabled = enabled
         self._progress = progress
-        self._name = checkpoint.name
         self._checkpoint = checkpoint
         self._limits = limits
         self._context = context
@@ -134,8 +133,8 @@ class Vision:
             return
         has = "was loaded with vision=False" if self._checkpoint.has_vision else "has no tower"
         raise UnsupportedModelError(
-            f"{where}: the model {self._name!r} {has}; load one that can see, or leave images and "
-            "videos out"
+            f"{where}: the model {self._checkpoint.name!r} {has}; load one that can see, or leave "
+            "images and videos out"
         )
 
     def features(

@@ -134,6 +134,7 @@ def write_checkpoint(
     tokenizer: bool = True,
     template: str | None = TEMPLATE,
     generation_config: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     **text: Any,
 ) -> Path:
@@ -142,7 +143,8 @@ def write_checkpoint(
     dtype: "bfloat16", "float16", "float32". `text` overrides fields of the text config (unknown
     names are a TypeError; layer_types follows num_hidden_layers and full_attention_interval when
     it is not given); `config` overrides fields at the top of config.json. vision=False leaves
-    the tower and its config out, mtp=False the MTP tensors.
+    the tower and its config out, mtp=False the MTP tensors. preprocessor is what both processor
+    files say.
     """
     unknown = set(text) - set(TEXT)
     if unknown:
@@ -166,6 +168,9 @@ def write_checkpoint(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if generation_config is not None:
         write_json(folder / "generation_config.json", generation_config)
+    if preprocessor is not None:
+        write_json(folder / "preprocessor_config.json", preprocessor)
+        write_json(folder / "video_preprocessor_config.json", preprocessor)
     return folder
 
 

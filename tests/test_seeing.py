@@ -5,7 +5,6 @@ transformers' get_rope_index and Qwen3VLProcessor, and equality of answers that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from checkpoints import TOKEN_IDS, write_checkpoint
 
 import qwen35
 from qwen35.session import Session
+from qwen35.session_file import write_session
 
 IMAGE, VIDEO = TOKEN_IDS["<|image_pad|>"], TOKEN_IDS["<|video_pad|>"]
 START, END = TOKEN_IDS["<|vision_start|>"], TOKEN_IDS["<|vision_end|>"]
@@ -37,10 +37,8 @@ def ask(*parts: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = write_checkpoint(tmp_path_factory.mktemp("seeing"), dtype="float32")
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        (made / name).write_text(json.dumps(SMALL))
-    return made
+    folder = tmp_path_factory.mktemp("seeing")
+    return write_checkpoint(folder, dtype="float32", preprocessor=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +163,18 @@ def test_sessions_remember_what_was_shown(model: qwen35.Model, tmp_path: Path) -
     session.sync([5, 6])
     session.restore(point)
     assert session.sync(prompt) == len(prompt)
+
+
+def test_a_session_file_with_foreign_keys_is_refused(model: qwen35.Model, tmp_path: Path) -> None:
+    """Well-formed but for keys that are none: named, and the session stays as it was."""
+    session: Session = model.session()
+    session.sync([5, 6])
+    arrays = {**session._core.dump(), "keys": np.zeros((2, 2), np.float32)}
+    path = tmp_path / "s"
+    write_session(path, arrays, fingerprint=model._checkpoint.fingerprint())
+    with pytest.raises(qwen35.ModelFormatError, match=r"keys of float32 \[2, 2\]"):
+        session.load(path)
+    assert session.ids.tolist() == [5, 6]
 
 
 def test_scoring_behind_an_image(model: qwen35.Model) -> None:

@@ -47,10 +47,8 @@ MESSAGES = [
 def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("seeing")
     vision = VISION | {"out_hidden_size": 72, "deepstack_visual_indexes": request.param}
-    write_checkpoint(made, dtype="float32", config={"vision_config": vision}, mtp=False)
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        (made / name).write_text(json.dumps(SMALL))
-    return made
+    config = {"vision_config": vision}
+    return write_checkpoint(made, dtype="float32", config=config, mtp=False, preprocessor=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +131,7 @@ def test_bfloat16_weights(tmp_path: Path) -> None:
     """Mean KL to transformers in float32 on the same bf16 weights: at most 1e-4 nats (DESIGN.md),
     and below that of its own bf16 run.
     """
-    folder = write_checkpoint(tmp_path / "bf16", mtp=False)
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        (folder / name).write_text(json.dumps(SMALL))
+    folder = write_checkpoint(tmp_path / "bf16", mtp=False, preprocessor=SMALL)
     with qwen35.load(folder, context=1000) as ours:
         prompt = ours.prompt(MESSAGES)
         got, inputs = ours.logits(prompt), hf.inputs_of(prompt, ours.config)
