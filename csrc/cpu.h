@@ -5,8 +5,8 @@
 typedef struct q35_cpu {
     int avx2;       /* AVX2, FMA and F16C, and the system saves ymm */
     int avx512;     /* AVX-512 F, BW, VL, DQ, and the system saves zmm */
-    int avx512vnni; /* reported only: no kernel of this version uses it */
-    int avx512bf16; /* reported only */
+    int avx512vnni; /* AVX-512 as above with VNNI */
+    int avx512bf16; /* AVX-512 as above with BF16 */
 } q35_cpu;
 
 void q35_cpu_detect(q35_cpu *cpu);

@@ -23,7 +23,7 @@ typedef struct qwen35_vision_geometry {
     const float *inv_freq;            /* [D / H / 4], for rows and for columns; copied */
     const size_t *deep;               /* [n_deep] blocks whose output is merged too (DeepStack) */
     size_t n_deep;                    /* copied */
-    int exact;                        /* never round activations to bf16 */
+    int exact;                        /* never round the factors of products */
     int32_t image_token, video_token; /* ids that stand for a token of an image, of a video */
 } qwen35_vision_geometry;
 

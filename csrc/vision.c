@@ -5,20 +5,21 @@
  * next begins, so memory depends on the size of a frame and not on their number. Within a block
  * keys and values of the whole frame are made first; queries and MLP then go by in chunks.
  *
- * All is f32. Where the processor multiplies bf16, weights are bf16, the caller allows it and a
- * frame is large, the two products of attention have their factors rounded to bf16 ("narrow"):
- * twice as fast, and with so many keys the roundings average out: features within about 2e-4 of the
- * largest. Rounding the other products too would be off by twenty times that. */
+ * All is f32, but where weights are bf16 and the caller allows it: then the linear layers multiply
+ * in fixed point (fixed.h), and, where the processor multiplies bf16 and a frame is large, the two
+ * products of attention have their factors rounded to bf16 ("narrow"), with so many keys that the
+ * roundings average out. Both are twice as fast; features stay within about 2e-4 of the largest.
+ * Rounding the linear layers to bf16 too would be off by twenty times that. */
 #include "vision.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "fixed.h"
 #include "kernels/kernels.h"
-#include "linear.h"
 #include "mem.h"
 
-#define CHUNK 512           /* patches whose projections exist at a time */
+#define CHUNK 1536          /* about so many patches have their projections at a time */
 #define KEYS 128            /* in a block: with its values 64 KiB of a head of 64 */
 #define QUERIES 64          /* of one task */
 #define PATCHES_PER_TASK 8  /* where a task is a few passes over single vectors */
@@ -31,6 +32,7 @@ typedef struct tower {
     const q35_vision_weights *w;
     q35_team *team;
     size_t rows, cols, S; /* patches of the frame */
+    size_t chunk;         /* of them at a time: whole tokens, in parts of one size */
     size_t Dh, blocks;    /* head dim; blocks of keys */
     size_t t0, T;         /* the chunk under way */
     const q35_vision_block *block;
@@ -43,11 +45,12 @@ typedef struct tower {
     int narrow;
     void *keys, *values;
     float *cosine, *sine; /* [max(rows, cols), Dh / 4] */
-    float *h;             /* [CHUNK, D] normed */
-    float *proj;          /* [CHUNK, max(2 D, F)], of the merger [CHUNK / m^2, M] */
-    float *mix;           /* [CHUNK, D] */
+    float *h;             /* [chunk, D] normed */
+    float *proj;          /* [chunk, max(2 D, F)], of the merger [chunk / m^2, M] */
+    float *mix;           /* [chunk, D] */
     float *worker;        /* [threads, worker_floats] */
-    float *panel;
+    int fixed;
+    float *panel; /* of q35_linear, or of q35_fixed_linear */
     size_t worker_floats;
 } tower;
 
@@ -78,7 +81,7 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
 /* Sets the sizes and, given memory, the pointers; returns the floats in all. */
 static size_t lay_out(tower *v, int threads, float *memory) {
     const qwen35_vision_geometry *g = v->g;
-    const size_t D = g->D, m2 = g->merge * g->merge, T = max(min(CHUNK, v->S), m2);
+    const size_t D = g->D, m2 = g->merge * g->merge, T = v->chunk;
     const size_t kv = v->blocks * KEYS * D / (v->narrow ? 2 : 1), quarter = v->Dh / 4;
     const size_t widest = max(max(m2 * D, g->F), v->w->patch.cols);
     v->worker_floats = QUERIES * (2 * v->Dh + KEYS + 2 + max(v->Dh, KEYS) / 2);
@@ -95,7 +98,8 @@ static size_t lay_out(tower *v, int threads, float *memory) {
         {&v->proj, T * max(2 * D, g->F)},
         {&v->mix, T * D},
         {&v->worker, (size_t)threads * v->worker_floats},
-        {&v->panel, q35_linear_panel_floats(widest)},
+        {&v->panel,
+         v->fixed ? q35_fixed_floats(widest, T, threads) : q35_linear_panel_floats(widest)},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -127,6 +131,7 @@ static void locate(const tower *v, size_t i, size_t *row, size_t *col) {
 static int multiply(tower *v, const q35_matrix *w, float *y, size_t ldy, const float *x, size_t T,
                     int add) {
     q35_product product = {w, y, ldy};
+    if (v->fixed) return q35_fixed_linear(v->team, &product, x, w->cols, T, add, v->panel);
     return q35_linear(v->team, &product, 1, x, w->cols, T, add, v->panel);
 }
 
@@ -171,8 +176,8 @@ static void place_patches(void *arg, size_t index, int worker) {
 
 static int embed_patches(tower *v, const float *pixels) {
     const q35_matrix *w = &v->w->patch;
-    for (v->t0 = 0; v->t0 < v->S; v->t0 += CHUNK) {
-        v->T = min(CHUNK, v->S - v->t0);
+    for (v->t0 = 0; v->t0 < v->S; v->t0 += v->chunk) {
+        v->T = min(v->chunk, v->S - v->t0);
         float *x = v->x + v->t0 * v->g->D;
         if (multiply(v, w, x, v->g->D, pixels + v->t0 * w->cols, v->T, 0)) return 1;
         if (over_patches(v, 6 * v->g->D, place_patches)) return 1;
@@ -330,8 +335,8 @@ static q35_matrix rows_of(const q35_matrix *w, size_t first, size_t rows) {
 static int make_keys(tower *v) {
     const size_t D = v->g->D;
     q35_matrix w = rows_of(&v->block->qkv, D, 2 * D);
-    for (v->t0 = 0; v->t0 < v->S; v->t0 += CHUNK) {
-        v->T = min(CHUNK, v->S - v->t0);
+    for (v->t0 = 0; v->t0 < v->S; v->t0 += v->chunk) {
+        v->T = min(v->chunk, v->S - v->t0);
         if (over_patches(v, 4 * D, norm_before_attention)) return 1;
         if (multiply(v, &w, v->proj, 2 * D, v->h, v->T, 0)) return 1;
         if (over_patches(v, 8 * D, store_keys)) return 1;
@@ -413,11 +418,10 @@ static void activate_merged(void *arg, size_t index, int worker) {
 static int merge(tower *v, const q35_merger *merger, size_t norm_width, float *features,
                  size_t ldf) {
     const size_t m2 = v->g->merge * v->g->merge, M = m2 * v->g->D, O = merger->fc2.rows;
-    const size_t chunk = max(CHUNK / m2, 1) * m2;
     v->merger = merger;
     v->norm_width = norm_width;
-    for (v->t0 = 0; v->t0 < v->S; v->t0 += chunk) {
-        size_t n = min(chunk, v->S - v->t0) / m2;
+    for (v->t0 = 0; v->t0 < v->S; v->t0 += v->chunk) {
+        size_t n = min(v->chunk, v->S - v->t0) / m2;
         float *y = features + v->t0 / m2 * ldf;
         if (q35_parallel(v->team, n, 4 * M, norm_before_merge, v)) return 1;
         if (multiply(v, &merger->fc1, v->proj, M, v->h, n, 0)) return 1;
@@ -438,8 +442,8 @@ static int encode_frame(tower *v, const float *pixels, float *features, size_t l
     for (size_t l = 0; l < g->L; l++) {
         v->block = &v->w->blocks[l];
         if (make_keys(v)) return 1;
-        for (v->t0 = 0; v->t0 < v->S; v->t0 += CHUNK) {
-            v->T = min(CHUNK, v->S - v->t0);
+        for (v->t0 = 0; v->t0 < v->S; v->t0 += v->chunk) {
+            v->T = min(v->chunk, v->S - v->t0);
             if (attention(v) || mlp(v)) return 1;
         }
         for (size_t i = 0; i < g->n_deep; i++)
@@ -460,14 +464,16 @@ int q35_vision_encode(q35_team *team, const qwen35_vision_geometry *g,
     v.S = grid[1] * grid[2];
     v.Dh = g->D / g->H;
     v.blocks = (v.S + KEYS - 1) / KEYS;
-    v.narrow = !g->exact && v.S >= NARROW_PATCHES && q35_kernel->mix_narrow &&
-               weights->patch.dtype == Q35_BF16;
+    size_t m2 = g->merge * g->merge, tokens = v.S / m2, parts = (v.S + CHUNK - 1) / CHUNK;
+    v.chunk = (tokens + parts - 1) / parts * m2;
+    v.fixed = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->dot_fixed;
+    v.narrow = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->mix_narrow &&
+               v.S >= NARROW_PATCHES;
     size_t floats = lay_out(&v, team->threads, NULL);
     float *memory = q35_alloc(floats, sizeof *memory, "vision tower", status);
     if (!memory) return status->code;
     lay_out(&v, team->threads, memory);
     rotary_tables(&v);
-    size_t tokens = v.S / (g->merge * g->merge);
     int stopped = 0;
     for (size_t t = 0; t < grid[0] && !stopped; t++)
         stopped = encode_frame(&v, pixels + t * v.S * weights->patch.cols,

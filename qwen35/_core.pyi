@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-Isa = Literal["c", "avx2", "avx512", "avx512bf16"]
+Isa = Literal["c", "avx2", "avx512", "avx512vnni", "avx512bf16"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 class Geometry(TypedDict):
@@ -49,7 +49,7 @@ class VisionGeometry(TypedDict):
     deepstack_visual_indexes: Sequence[int]
     image_token_id: int
     video_token_id: int
-    exact: bool  # False: activations may be rounded to bf16 where the processor multiplies it
+    exact: bool  # False: factors of products may be rounded to 16 bits
 
 def expected_tensors(geometry: Geometry) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor a checkpoint of this geometry holds."""

@@ -115,7 +115,7 @@ class Config:
 
     def geometry(self, *, vision: bool = True, exact: bool = True) -> dict[str, Any]:
         """What the core needs (`_core.Geometry`), frequencies included; with vision=False without
-        the tower, with exact=False with leave to round the tower's activations to bfloat16.
+        the tower, with exact=False with leave to round the factors of the tower's products.
         """
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)

@@ -58,7 +58,7 @@ def check_gaps(x: Array) -> None:
 
 def test_portable_target_is_always_there() -> None:
     assert TARGETS[0] == "c"
-    assert set(TARGETS) <= {"c", "avx2", "avx512", "avx512bf16"}
+    assert set(TARGETS) <= {"c", "avx2", "avx512", "avx512vnni", "avx512bf16"}
 
 
 # ---- storage types -------------------------------------------------------------------------------
@@ -240,6 +240,132 @@ def test_mix_narrow(n: int, tokens: int, pairs: int, at_end: bool) -> None:
     bound = (2 * pairs + 4) * EPS * (abs(wide(start)) + abs(wide(p)) @ abs(wide(v)))
     assert (abs(y - (wide(start) + wide(p) @ wide(v))) <= bound).all()
     check_gaps(y)
+
+
+# ---- fixed point ---------------------------------------------------------------------------------
+
+BLOCK, PACKED_ROWS = 128, 64
+ODD = (1, 2, 127, 128, 129, 255, 300)
+
+
+def parts_of(n: int) -> int:
+    return -(-n // BLOCK)
+
+
+@WHERE
+@pytest.mark.parametrize("n", ODD)
+def test_fix(target: str, n: int, at_end: bool) -> None:
+    """A block's norm becomes 46000, or 32767 where few values make it up; a value is off by at most
+    half a factor (and f32's own rounding of the quotient, 2^-8 of a step).
+    """
+    x = guard.like(noise(np.random.default_rng(n), (n,)) * 1e3, at_end=at_end)
+    y = guard.poisoned((n + n % 2,), np.int16, at_end=at_end)
+    factor = guard.poisoned((parts_of(n),), np.float32, at_end=at_end)
+    run(target, "fix", y, factor, x)
+    for b in range(parts_of(n)):
+        here = slice(b * BLOCK, min(n, (b + 1) * BLOCK))
+        norms = np.linalg.norm(wide(x[here])) / np.array([46000, 32767])
+        assert abs(norms / factor[b] - 1).min() <= 1e-6
+        assert abs(y[here]).max() <= 32767
+        assert (abs(y[here] * wide(factor)[b] - x[here]) <= 0.505 * factor[b]).all()
+    assert not n % 2 or y[n] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-18, 1e18, -3.0])
+def test_fix_of_one_value(target: str, value: float) -> None:
+    """Zeros, one element alone in its block, all elements equal."""
+    for count in (1, BLOCK):
+        x, y, factor = np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int16), np.ones(1, "f4")
+        x[:count] = value
+        run(target, "fix", y, factor, x)
+        assert y * factor[0] == pytest.approx(x, rel=2e-4)
+
+
+def test_fix_shows_what_is_not_finite(target: str) -> None:
+    """NaN or infinity in a block: its factor is not finite, so that no product hides it."""
+    for value in (np.nan, np.inf):
+        x, y, factor = (
+            noise(np.random.default_rng(1), (200,)),
+            np.empty(200, "i2"),
+            np.ones(2, "f4"),
+        )
+        x[130] = value
+        run(target, "fix", y, factor, x)
+        assert np.isfinite(factor[0])
+        assert not np.isfinite(factor[1])
+
+
+@pytest.fixture(params=[t for t in TARGETS if t != "c"])
+def fixed_target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def packed(w: Array) -> Array:
+    """[rows, n] int16 as dot_fixed takes it: pairs of columns, the rows of a pair side by side."""
+    rows, n = w.shape
+    out = np.zeros((n + n % 2, PACKED_ROWS), np.int16)
+    out[:n, :rows] = w.T
+    return out.reshape(-1, 2, PACKED_ROWS).swapaxes(1, 2).reshape(-1, 2 * PACKED_ROWS).copy()
+
+
+@WHERE
+@pytest.mark.parametrize("add", [0, 1])
+@pytest.mark.parametrize("n", ODD)
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (17, 5), (64, 6), (48, 13)])
+def test_dot_fixed(
+    fixed_target: str, n: int, rows: int, tokens: int, add: int, at_end: bool
+) -> None:
+    """Integer sums of blocks are exact; their f32 sum is off by one rounding a block, and two of
+    the factors.
+    """
+    rng = np.random.default_rng(n + rows)
+    w, x = (rng.integers(-2800, 2801, (k, n), dtype=np.int16) for k in (rows, tokens))
+    w_factor = rng.uniform(0.5, 2, (parts_of(n), PACKED_ROWS)).astype(np.float32)
+    x_factor = rng.uniform(0.5, 2, (tokens, parts_of(n))).astype(np.float32)
+    given = guard.like(np.pad(x, ((0, 0), (0, n % 2))), at_end=at_end, gap=2)
+    factors = guard.like(x_factor, at_end=at_end, gap=1)
+    y = guard.poisoned((tokens, rows), np.float32, at_end=at_end, gap=1)
+    if add:
+        y[...] = noise(rng, (tokens, rows))
+    start = wide(y) if add else np.zeros((tokens, rows))
+    matrix = guard.like(packed(w), at_end=at_end)
+    run(fixed_target, "dot_fixed", y, matrix, w_factor, given, factors, n, add)
+    want, size = start.copy(), abs(start)
+    for b in range(parts_of(n)):
+        here = slice(b * BLOCK, (b + 1) * BLOCK)
+        scale = wide(x_factor)[:, b, None] * wide(w_factor)[b, :rows]
+        sums = wide(x[:, here]) @ wide(w[:, here]).T
+        want += scale * sums
+        size += abs(scale * sums)
+    assert (abs(y - want) <= (parts_of(n) + 3) * EPS * size).all()
+    check_gaps(y)
+
+
+def test_dot_fixed_of_the_largest_blocks(fixed_target: str) -> None:
+    """Two equal blocks as `fix` makes them reach 46000^2 and stay within int32, whether their
+    values are equal or one holds all.
+    """
+    for values in (np.full(BLOCK, 3.0, np.float32), np.eye(1, BLOCK, dtype=np.float32)[0]):
+        x, factor = np.empty((1, BLOCK), np.int16), np.ones((1, 1), np.float32)
+        run(fixed_target, "fix", x[0], factor[0], values)
+        w_factor = np.broadcast_to(factor, (1, PACKED_ROWS)).copy()
+        y = np.empty((1, 1), np.float32)
+        run(fixed_target, "dot_fixed", y, packed(x), w_factor, x, factor, BLOCK, 0)
+        assert y[0, 0] == pytest.approx(values @ values, rel=4e-4)
+
+
+def test_fixed_tokens_do_not_depend_on_their_number(fixed_target: str) -> None:
+    """Bit for bit: a token alone, in a tile, and behind one."""
+    rng = np.random.default_rng(5)
+    x, w = (rng.integers(-2800, 2801, (k, 200), dtype=np.int16) for k in (9, 64))
+    w_factor, x_factor = np.ones((2, PACKED_ROWS), np.float32), noise(rng, (9, 2))
+    whole = np.empty((9, 64), np.float32)
+    run(fixed_target, "dot_fixed", whole, packed(w), w_factor, x, x_factor, 200, 0)
+    for t in range(9):
+        one = np.empty((1, 64), np.float32)
+        given = x[t : t + 1], x_factor[t : t + 1]
+        run(fixed_target, "dot_fixed", one, packed(w), w_factor, *given, 200, 0)
+        assert np.array_equal(one[0], whole[t])
 
 
 # ---- delta ---------------------------------------------------------------------------------------

@@ -81,17 +81,17 @@ def test_stored_types_are_exact(dtype: str) -> None:
     assert error(core_of(fields, tensors).encode_vision(pixels, (1, 6, 4)), want) <= 1e-5
 
 
-@pytest.mark.parametrize("grid", [(1, 26, 24), (1, 38, 42)])
-def test_rounded_attention(grid: tuple[int, int, int]) -> None:
-    """bf16 weights without exact=True: the factors of attention are off by up to 2^-9 of
-    themselves, in large frames only, where it averages out: 4e-4 is twice what was seen.
+@pytest.mark.parametrize("grid", [(2, 6, 4), (1, 26, 24), (1, 38, 42)])
+def test_rounded_products(grid: tuple[int, int, int]) -> None:
+    """bf16 weights without exact=True: fixed point is off by up to 1.8e-4 of a block's norm; in
+    large frames attention's factors are bf16, off by 2^-9 of themselves, where it averages out over
+    the keys. The bound is about twice what was seen.
     """
     fields, tensors = seeing(deep=[2, 1], dtype="bfloat16", hidden_size=60)
     pixels = noise(grid)
     want = vision_reference.features(fields["vision_config"], tensors, pixels, grid)
     found = error(core_of(fields, tensors, exact=False).encode_vision(pixels, grid), want)
-    rounds = _core.cpu()["isa"] == "avx512bf16" and grid[1] * grid[2] >= 1536
-    assert found <= (4e-4 if rounds else 1e-5)
+    assert found <= (1e-5 if _core.cpu()["isa"] == "c" else 4e-4)
     assert error(core_of(fields, tensors).encode_vision(pixels, grid), want) <= 1e-5
 
 

@@ -58,9 +58,28 @@ INLINE __m128 vsum4(V a, V b, V c, V d) { return sum8x4(a, b, c, d); }
 
 #include "simd.inl"
 
+typedef __m256i I;
+
+INLINE I izero(void) { return _mm256_setzero_si256(); }
+INLINE I iload(const void *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE void istore(void *p, I v) { _mm256_storeu_si256((void *)p, v); }
+INLINE I ipair(const void *p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return _mm256_set1_epi32(pair);
+}
+INLINE I idot(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+INLINE V itof(I v) { return _mm256_cvtepi32_ps(v); }
+
+#define FIXED_TOKENS 4 /* 4 x 2 sums + 2 rows + 1 token + 1 product = 12 registers */
+#define FIXED_VECTORS 2
+#define FIXED(op) op##_avx2
+#include "fixed.inl"
+
 TARGET_END
 
-const q35_kernels q35_kernels_avx2 = {.name = "avx2", SIMD_MEMBERS, ELEMENTWISE_MEMBERS};
+const q35_kernels q35_kernels_avx2 = {
+    .name = "avx2", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .dot_fixed = dot_fixed_avx2};
 #else
 typedef int q35_no_avx2; /* ISO C wants a declaration in every file */
 #endif

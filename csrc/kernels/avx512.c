@@ -57,11 +57,44 @@ INLINE __m128 vsum4(V a, V b, V c, V d) { return sum8x4(fold(a), fold(b), fold(c
 
 #include "simd.inl"
 
+typedef __m512i I;
+
+INLINE I izero(void) { return _mm512_setzero_si512(); }
+INLINE I iload(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void istore(void *p, I v) { _mm512_storeu_si512(p, v); }
+INLINE I ipair(const void *p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+}
+INLINE I idot(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+INLINE V itof(I v) { return _mm512_cvtepi32_ps(v); }
+
+#define FIXED_TOKENS 6 /* 6 x 4 sums + 4 rows + 1 token = 29 registers */
+#define FIXED_VECTORS 4
+#define FIXED(op) op##_avx512
+#include "fixed.inl"
+#undef FIXED
+
 TARGET_END
 
-const q35_kernels q35_kernels_avx512 = {.name = "avx512", SIMD_MEMBERS, ELEMENTWISE_MEMBERS};
+const q35_kernels q35_kernels_avx512 = {
+    .name = "avx512", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .dot_fixed = dot_fixed_avx512};
 
-/* ---- the same with products of bf16 pairs (AVX512-BF16) ---- */
+/* ---- the same with products of int16 pairs added up in one instruction (AVX512-VNNI) ---- */
+
+TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
+
+#define idot _mm512_dpwssd_epi32
+#define FIXED(op) op##_avx512vnni
+#include "fixed.inl"
+
+TARGET_END
+
+const q35_kernels q35_kernels_avx512vnni = {
+    .name = "avx512vnni", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .dot_fixed = dot_fixed_avx512vnni};
+
+/* ---- and with products of bf16 pairs (AVX512-BF16, which no processor has without VNNI) ---- */
 
 TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 
@@ -71,13 +104,6 @@ INLINE P pload(const uint16_t *p) { return (P)_mm512_loadu_si512(p); }
 INLINE P pload_n(const uint16_t *p, size_t n) {
     return (P)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1u), p);
 }
-/* One pair in all lanes. */
-INLINE P pset(const uint16_t *p) {
-    int32_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return (P)_mm512_set1_epi32(pair);
-}
-
 INLINE void mix_narrow_tile(float *y, size_t ldy, const uint16_t *p, size_t ldp, const uint16_t *v,
                             size_t ldv, size_t pairs, size_t tail, const int T, const int C) {
     V acc[MIX_TOKENS][MIX_VECTORS];
@@ -93,7 +119,7 @@ INLINE void mix_narrow_tile(float *y, size_t ldy, const uint16_t *p, size_t ldp,
             row[c] = tail ? pload_n(vs, 2 * tail) : pload(vs);
         }
         for (int t = 0; t < T; t++) {
-            P weight = pset(p + (size_t)t * ldp + 2 * s);
+            P weight = (P)ipair(p + (size_t)t * ldp + 2 * s);
             for (int c = 0; c < C; c++) acc[t][c] = _mm512_dpbf16_ps(acc[t][c], row[c], weight);
         }
     }
@@ -130,7 +156,12 @@ static void mix_narrow_avx512(float *y, size_t ldy, const uint16_t *p, size_t ld
 TARGET_END
 
 const q35_kernels q35_kernels_avx512bf16 = {
-    .name = "avx512bf16", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .mix_narrow = mix_narrow_avx512};
+    .name = "avx512bf16",
+    SIMD_MEMBERS,
+    ELEMENTWISE_MEMBERS,
+    .mix_narrow = mix_narrow_avx512,
+    .dot_fixed = dot_fixed_avx512vnni,
+};
 #else
 typedef int q35_no_avx512; /* ISO C wants a declaration in every file */
 #endif

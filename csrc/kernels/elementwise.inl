@@ -54,6 +54,10 @@ static inline float exp_f32(float x) {
     return p * bits_to_float((float_to_bits(t) << 23) + 0x3f800000u);
 }
 
+/* The lanes of a sum, as one value: compilers take an array of them for so many scalars. */
+typedef float lanes __attribute__((vector_size(SUM_LANES * sizeof(float))));
+typedef int32_t lane_bits __attribute__((vector_size(SUM_LANES * sizeof(int32_t))));
+
 static inline float sum_lanes(const float *lane) {
     float half[SUM_LANES / 2];
     for (int j = 0; j < 8; j++) half[j] = lane[j] + lane[j + 8];
@@ -61,20 +65,29 @@ static inline float sum_lanes(const float *lane) {
     return (half[0] + half[2]) + (half[1] + half[3]);
 }
 
-/* sum_i (x_i - shift)^power, power 1 or 2 */
-static inline __attribute__((always_inline)) float sum_of(const float *x, float shift,
-                                                          const int power, size_t n) {
-    float lane[SUM_LANES] = {0};
+/* lane[j] = sum_i (x_i - shift)^power, i = j modulo SUM_LANES, power 1 or 2 */
+static inline __attribute__((always_inline)) void lane_sums(float *lane, const float *x,
+                                                            float shift, const int power,
+                                                            size_t n) {
+    lanes sum = {0};
     size_t i = 0;
-    for (; i + SUM_LANES <= n; i += SUM_LANES)
-        for (size_t j = 0; j < SUM_LANES; j++) {
-            float a = x[i + j] - shift;
-            lane[j] += power == 2 ? a * a : a;
-        }
+    for (; i + SUM_LANES <= n; i += SUM_LANES) {
+        lanes a;
+        memcpy(&a, x + i, sizeof a);
+        a -= shift;
+        sum += power == 2 ? a * a : a;
+    }
+    memcpy(lane, &sum, sizeof sum);
     for (size_t j = 0; i + j < n; j++) {
         float a = x[i + j] - shift;
         lane[j] += power == 2 ? a * a : a;
     }
+}
+
+static inline __attribute__((always_inline)) float sum_of(const float *x, float shift,
+                                                          const int power, size_t n) {
+    float lane[SUM_LANES];
+    lane_sums(lane, x, shift, power, n);
     return sum_lanes(lane);
 }
 
@@ -95,6 +108,24 @@ static void NAME(layer_norm)(float *y, const float *x, const float *scale, const
 static void NAME(l2_norm)(float *x, float scale, size_t n) {
     float factor = scale / sqrtf(sum_of_squares(x, n) + 1e-6f);
     for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+static void NAME(fix)(int16_t *y, float *factor, const float *x, size_t n) {
+    for (size_t k = 0; k < n; k += Q35_FIXED) {
+        size_t block = n - k < Q35_FIXED ? n - k : Q35_FIXED;
+        float lane[SUM_LANES], top = 0;
+        lane_sums(lane, x + k, 0.0f, 2, block);
+        for (size_t j = 0; j < SUM_LANES; j++) top = lane[j] > top ? lane[j] : top;
+        float squares = sum_lanes(lane), norm = sqrtf(squares);
+        /* Where no lane has more than half of the squares, no value is above norm / sqrt(2). */
+        float length = top <= 0.5f * squares ? 46000.0f : 32767.0f;
+        float inverse = norm > 0 ? length / norm : 0.0f;
+        factor[k / Q35_FIXED] = norm / length;
+        /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+        ELEMENTWISE for (size_t i = k; i < k + block; i++) y[i] =
+            (int16_t)float_to_bits(x[i] * inverse + 12582912.0f);
+    }
+    if (n % 2) y[n] = 0;
 }
 
 static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t n) {
@@ -141,11 +172,16 @@ static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, 
 }
 
 static float largest(const float *x, float than, size_t n) {
-    float lane[SUM_LANES];
+    lanes top = than - (lanes){0};
     size_t i = 0;
-    for (size_t j = 0; j < SUM_LANES; j++) lane[j] = than;
-    for (; i + SUM_LANES <= n; i += SUM_LANES)
-        for (size_t j = 0; j < SUM_LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i + SUM_LANES <= n; i += SUM_LANES) {
+        lanes a;
+        memcpy(&a, x + i, sizeof a);
+        lane_bits larger = a > top;
+        top = (lanes)(((lane_bits)a & larger) | ((lane_bits)top & ~larger));
+    }
+    float lane[SUM_LANES];
+    memcpy(lane, &top, sizeof lane);
     for (size_t j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
     for (size_t j = 0; j < SUM_LANES; j++) than = lane[j] > than ? lane[j] : than;
     return than;
@@ -227,6 +263,6 @@ static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
     .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                             \
     .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)}, .rms_norm = NAME(rms_norm), \
     .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul),        \
-    .layer_norm = NAME(layer_norm), .gelu_bias = NAME(gelu_bias), .add = NAME(add),                \
-    .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .scale = NAME(scale),        \
-    .exp = NAME(exp)
+    .fix = NAME(fix), .layer_norm = NAME(layer_norm), .gelu_bias = NAME(gelu_bias),                \
+    .add = NAME(add), .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step),            \
+    .scale = NAME(scale), .exp = NAME(exp)

@@ -20,6 +20,11 @@
    cache. */
 #define Q35_DELTA_COLS 32
 
+/* Elements along a sum that become 16-bit integers with one factor, and rows that are packed side
+   by side for `dot_fixed`. */
+#define Q35_FIXED 128
+#define Q35_FIXED_ROWS 64
+
 /* Convolution taps that a caller's table of row pointers has room for. */
 #define Q35_MAX_TAPS 16
 
@@ -45,6 +50,19 @@ typedef void q35_mix_narrow_fn(float *y, size_t ldy, const uint16_t *p, size_t l
                                const uint16_t *v, size_t ldv, size_t tokens, size_t pairs,
                                size_t n);
 
+/* Fixed point: x[i] = factor[i / Q35_FIXED] y[i]. A block of y has a Euclidean norm of 46000, so
+   that by Cauchy-Schwarz no product of two blocks leaves int32, or of 32767 where a single value
+   might leave int16 otherwise. The rounding errors of a block together are thus below 1.8e-4 of its
+   norm, whatever its values are. An odd n gets one more y, 0. */
+typedef void q35_fix_fn(int16_t *y, float *factor, const float *x, size_t n);
+
+/* dot in fixed point. w [ceil(n / 2), Q35_FIXED_ROWS, 2] packed by pairs, w_factor [ceil(n /
+   Q35_FIXED), Q35_FIXED_ROWS], of which the first `rows` count; x [tokens, n] and x_factor [tokens,
+   ceil(n / Q35_FIXED)] as `fix` makes them. NULL where f32 is as fast. */
+typedef void q35_dot_fixed_fn(float *y, size_t ldy, const int16_t *w, const float *w_factor,
+                              const int16_t *x, size_t ldx, const float *x_factor, size_t ldf,
+                              size_t rows, size_t tokens, size_t n, int add);
+
 /* One column block of one head's gated delta rule (arXiv 2412.06464), token after token:
  *   S <- decay_t S;  d = beta_t (v_t - S^T k_t);  S <- S + k_t d^T;  out_t = S^T q_t
  * state [Dk, cols] f32 without gaps, cols <= Q35_DELTA_COLS; q, k [tokens, Dk]; v, out [tokens,
@@ -64,6 +82,8 @@ typedef struct q35_kernels {
     q35_mix_fn *mix[Q35_DTYPES];
     q35_delta_fn *delta;
     q35_mix_narrow_fn *mix_narrow;
+    q35_fix_fn *fix;
+    q35_dot_fixed_fn *dot_fixed;
 
     /* y = x * rsqrt(mean(x^2) + eps) * scale        y may be x */
     void (*rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n);

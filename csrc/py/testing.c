@@ -40,11 +40,12 @@ static int to_span(PyObject *object, span *s) {
     PyArrayObject *a = (PyArrayObject *)object;
     int type = PyArray_TYPE(a), ndim = PyArray_NDIM(a);
     npy_intp size = PyArray_ITEMSIZE(a);
-    if ((type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) || ndim < 1 ||
-        ndim > 2 || (PyArray_DIM(a, ndim - 1) > 1 && PyArray_STRIDE(a, ndim - 1) != size) ||
+    if ((type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16 && type != NPY_INT16) ||
+        ndim < 1 || ndim > 2 ||
+        (PyArray_DIM(a, ndim - 1) > 1 && PyArray_STRIDE(a, ndim - 1) != size) ||
         (ndim == 2 && PyArray_DIM(a, 0) > 1 && PyArray_STRIDE(a, 0) < PyArray_DIM(a, 1) * size)) {
         PyErr_SetString(PyExc_ValueError,
-                        "run_kernel: expected f32, f16 or uint16 (bf16) rows without gaps inside");
+                        "run_kernel: expected f32, f16, int16 or uint16 (bf16) rows without gaps");
         return -1;
     }
     s->data = PyArray_DATA(a);
@@ -65,8 +66,9 @@ const char q35_run_kernel_doc[] =
     "  sigmoid_mul y[n] gate[n] x[n] | conv_silu y[n] taps[K,n] w[K,n] | softmax_step s[n] m -> "
     "(m', sum)\n"
     "  scale x[n] a | exp y[n] x[n] | layer_norm y[n] x[n] scale[n] shift[n] eps\n"
-    "  gelu_bias x[n] bias[n] | add y[n] x[n]\n"
-    "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]";
+    "  gelu_bias x[n] bias[n] | add y[n] x[n] | fix y[n] factor[blocks] x[n]\n"
+    "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]\n"
+    "  dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] x_factor[T,blocks] n add";
 
 static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n,
                       const double *number) {
@@ -84,6 +86,12 @@ static PyObject *call(const q35_kernels *k, const char *name, const span *a, siz
     } else if (IS("mix_narrow", 3) && k->mix_narrow) {
         k->mix_narrow(a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride / 2,
                       a[1].rows, a[2].rows, a[2].cols / 2);
+    } else if (IS("fix", 3)) {
+        k->fix(a[0].data, a[1].data, a[2].data, a[2].cols);
+    } else if (IS("dot_fixed", 5) && k->dot_fixed) {
+        k->dot_fixed(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[3].stride,
+                     a[4].data, a[4].stride, a[0].cols, a[3].rows, (size_t)number[0],
+                     number[1] != 0);
     } else if (IS("delta", 7)) {
         if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
             return PyErr_Format(
@@ -138,11 +146,12 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
         return NULL;
     }
     span spans[8];
-    double number[1] = {0};
+    double number[2] = {0};
+    size_t numbers = 0;
     for (Py_ssize_t i = 2; i < given; i++) {
         PyObject *item = PyTuple_GET_ITEM(args, i);
         if (PyFloat_Check(item) || PyLong_Check(item)) {
-            number[0] = PyFloat_AsDouble(item);
+            if (numbers < 2) number[numbers++] = PyFloat_AsDouble(item);
         } else if (n == 8 || to_span(item, &spans[n++])) {
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "run_kernel: at most 8 arrays");
             return NULL;
