@@ -132,6 +132,7 @@ def _read(metadata: Metadata, owner: type, name: str, key: str) -> Any:
 def _text(model: GgufModel) -> dict[str, Any]:
     """The fields of text_config."""
     metadata = _architecture(model, ARCHITECTURE, "a dense Qwen3.5 text model")
+    _refuse_variants(model)
     values = {}
     for field, key in _TEXT_KEYS.items():
         key = f"{ARCHITECTURE}.{key}"
@@ -157,6 +158,22 @@ def _text(model: GgufModel) -> dict[str, Any]:
     ]
     values["eos_token_id"] = sorted({id for id in eos if id is not None})
     return values
+
+
+def _refuse_variants(model: GgufModel) -> None:
+    """Files of this architecture that are not a whole model in llama.cpp's order."""
+    key = f"{ARCHITECTURE}.ssm.v_head_reordered"  # Ollama's; true where it is absent
+    if not model.metadata.flag(key, default=True):
+        raise UnsupportedModelError(
+            f"{model.path}: {key}=false: expected value heads in llama.cpp's order; convert the "
+            "model with llama.cpp"
+        )
+    drafts = f"{ARCHITECTURE}.nextn_predict_layers"
+    if drafts in model.metadata and "blk.0.attn_norm.weight" not in model.spans:
+        raise UnsupportedModelError(
+            f"{model.path}: holds the MTP layer alone ({drafts} is there, layer 0 is not); give "
+            "the model's main file"
+        )
 
 
 def _kv_heads(metadata: Metadata, key: str) -> int:

@@ -217,6 +217,15 @@ def test_51_another_architecture(tmp_path: Path) -> None:
         read_config(text, text)
 
 
+def test_51_files_that_are_no_whole_model(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="v_head_reordered=false"):
+        read_config(text_file(tmp_path, **{"qwen35.ssm.v_head_reordered": False}))
+    tensors = {name: x for name, x in text_tensors(1).items() if not name.startswith("blk.0.")}
+    changes = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    with pytest.raises(UnsupportedModelError, match="the MTP layer alone"):
+        read_config(text_file(tmp_path, tensors=tensors, **changes))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
