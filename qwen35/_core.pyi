@@ -193,6 +193,23 @@ def sample(
 ) -> int:
     """One draw with the sampler's own code, for tests: `coin` in [0, 1) is the random number."""
 
+def formats() -> dict[str, tuple[int, int, int, bool]]:
+    """Storage types of GGUF files by name ("q4_k"): (number in the file, elements of a block, bytes
+    of a block, whether encode_blocks makes it).
+    """
+
+def decode_blocks(name: str, data: Any, n: int) -> NDArray[np.float32]:
+    """The n numbers, [n], that a contiguous buffer of exactly their bytes holds."""
+
+def encode_blocks(
+    name: str,
+    x: NDArray[np.float32],  # [rows, n], C-contiguous, finite
+    importance: NDArray[np.float32] | None = None,  # [n], 0 or above; None: all alike
+) -> NDArray[np.uint8]:
+    """Blocks [rows, bytes of a row] that come close to x: the sum of importance[i] (x[r, i] -
+    decoded[r, i])^2 is made small.
+    """
+
 def kernels() -> tuple[str, ...]:
     """Targets this machine can run, best last, for tests."""
 
