@@ -81,7 +81,7 @@ static void scan_head(void *arg, size_t h, int worker) {
     const mixer_job *j = arg;
     const qwen35_geometry *g = j->g;
     const size_t Dk = g->Dk, Dv = g->Dv, ld = j->ld, ldm = g->Hv * Dv;
-    size_t key_head = h / (g->Hv / g->Hk);
+    size_t key_head = g->tiled_heads ? h % g->Hk : h / (g->Hv / g->Hk);
     float *decay = j->s->gates + h * 2 * Q35_CHUNK, *beta = decay + Q35_CHUNK;
     head_gates(j, h, decay, beta);
     float *state = j->state + h * Dk * Dv;

@@ -32,6 +32,7 @@ typedef struct qwen35_geometry {
     size_t Hq, Hkv, Dh, Dr;  /* attention: query heads, kv heads, head dim, rotary dims */
     size_t Hk, Hv, Dk, Dv;   /* DeltaNet: key heads, value heads, their dims */
     size_t K;                /* convolution taps */
+    int tiled_heads;         /* value head h uses key head h % Hk (GGUF), not h / (Hv / Hk) */
     float eps;               /* of every RMSNorm */
     int tied;                /* the head is the embedding */
     size_t mrope_section[3]; /* frequencies that follow time, height, width */

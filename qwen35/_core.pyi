@@ -31,6 +31,7 @@ class Geometry(TypedDict):
     mrope_section: tuple[int, int, int]  # sums to len(inv_freq)
     inv_freq: NDArray[np.float32]  # [Dr / 2], rope scaling (YaRN) already applied
     rope_attention_scaling: float  # multiplies cos and sin; 1.0 without YaRN
+    tiled_value_heads: bool  # value head h uses key head h % Hk, as in GGUF files
     vision: VisionGeometry | None  # None: text only
 
 class VisionGeometry(TypedDict):

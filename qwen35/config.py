@@ -113,9 +113,12 @@ class Config:
     vision_start_token_id: int = entry(int, 0, 2**31 - 1, default=248053)
     vision_end_token_id: int = entry(int, 0, 2**31 - 1, default=248054)
 
-    def geometry(self, *, vision: bool = True, exact: bool = True) -> dict[str, Any]:
+    def geometry(
+        self, *, vision: bool = True, exact: bool = True, tiled_value_heads: bool = False
+    ) -> dict[str, Any]:
         """What the core needs (`_core.Geometry`), frequencies included; with vision=False without
-        the tower, with exact=False with leave to round the factors of the tower's products.
+        the tower, with exact=False with leave to round the factors of the tower's products, with
+        tiled_value_heads=True for tensors in the order of GGUF files.
         """
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)
@@ -130,6 +133,7 @@ class Config:
             "layer_types": list(text.layer_types),
             "inv_freq": inv_freq,
             "rope_attention_scaling": attention_scaling,
+            "tiled_value_heads": tiled_value_heads,
             "vision": self._vision_geometry(exact) if vision and self.vision else None,
         }
 

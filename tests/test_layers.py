@@ -58,6 +58,34 @@ def test_gated_delta_net(case: str, T: int) -> None:
     check(LINEAR[case], T, kinds=["linear_attention"])
 
 
+@pytest.mark.parametrize("Hv", [2, 4, 6])
+def test_tiled_value_heads(Hv: int) -> None:
+    """GGUF's order, value head r of key head k at r Hk + k, in all seven tensors that have it."""
+    fields = core_models.config(
+        num_hidden_layers=1, layer_types=["linear_attention"], linear_num_value_heads=Hv
+    )
+    tensors = core_models.checkpoints.make_tensors(fields, seed=3, dtype="float32", mtp=False)
+    t = fields["text_config"]
+    Hk, Dk, Dv = (t[f"linear_{n}"] for n in ("num_key_heads", "key_head_dim", "value_head_dim"))
+    heads = [k * (Hv // Hk) + r for r in range(Hv // Hk) for k in range(Hk)]
+    columns = [h * Dv + i for h in heads for i in range(Dv)]
+    convolved = [*range(2 * Hk * Dk), *(2 * Hk * Dk + c for c in columns)]
+    orders = {"in_proj_qkv.weight": convolved, "conv1d.weight": convolved}
+    orders |= {f"in_proj_{n}.weight": heads for n in "ab"} | {"in_proj_z.weight": columns}
+    orders |= {"A_log": heads, "dt_bias": heads}
+    tiled = dict(tensors)
+    for name, order in orders.items():
+        name = f"model.language_model.layers.0.linear_attn.{name}"
+        tiled[name] = tensors[name][order].copy()
+    out = "model.language_model.layers.0.linear_attn.out_proj.weight"
+    tiled[out] = tensors[out][:, columns].copy()
+    geometry = core_models.geometry(fields) | {"tiled_value_heads": True}
+    ids = core_models.tokens(3, 20)
+    got = _core.Model(geometry, tiled).session(20).logits_all(ids)
+    want = core_models.Reference(fields, tensors).logits(ids)
+    assert core_models.relative_error(got, want) <= FLOAT32
+
+
 @pytest.mark.parametrize("T", LENGTHS)
 @pytest.mark.parametrize("case", FULL)
 def test_gated_attention(case: str, T: int) -> None:

@@ -21,12 +21,18 @@ static int get_float(PyObject *geometry, const char *key, float *value) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static int get_tied(PyObject *geometry, int *tied) {
-    PyObject *item = PyMapping_GetItemString(geometry, "tie_word_embeddings");
-    if (!item) return -1;
-    *tied = PyObject_IsTrue(item);
+/* What is absent is false. */
+static int get_flag(PyObject *geometry, const char *key, int *flag) {
+    PyObject *item = PyMapping_GetItemString(geometry, key);
+    *flag = 0;
+    if (!item) {
+        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    *flag = PyObject_IsTrue(item);
     Py_DECREF(item);
-    return *tied < 0 ? -1 : 0;
+    return *flag < 0 ? -1 : 0;
 }
 
 static int get_kinds(PyObject *geometry, qwen35_geometry *g, uint8_t **kinds) {
@@ -167,7 +173,9 @@ static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *ow
         {"linear_conv_kernel_dim", &g->K},
     };
     if (get_sizes(dict, sizes, sizeof sizes / sizeof *sizes)) return -1;
-    if (get_float(dict, "rms_norm_eps", &g->eps) || get_tied(dict, &g->tied)) return -1;
+    if (get_float(dict, "rms_norm_eps", &g->eps)) return -1;
+    if (get_flag(dict, "tie_word_embeddings", &g->tied)) return -1;
+    if (get_flag(dict, "tiled_value_heads", &g->tiled_heads)) return -1;
     if (get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq)) return -1;
     return vision_parse(dict, g, owner);
 }
