@@ -3,7 +3,7 @@
  *
  * A task is one kv head and a few tokens; the query heads that share the kv head go together, so
  * that every K and V row read from the cache serves all of them. Scores exist for one page at a
- * time. */
+ * time; so do decoded K and V where the cache keeps them in blocks (q8_0). */
 #include "attention.h"
 
 #include <math.h>
@@ -33,7 +33,14 @@ static size_t tile_tokens(const qwen35_geometry *g) {
 
 size_t q35_attention_worker_floats(const qwen35_geometry *g) {
     size_t rows = tile_tokens(g) * (g->Hq / g->Hkv);
-    return rows * (2 * g->Dh + Q35_PAGE + 2);
+    return rows * (2 * g->Dh + Q35_PAGE + 2) + Q35_PAGE * g->Dh;
+}
+
+static void store(q35_dtype kv, void *y, const float *x, size_t n) {
+    if (kv < Q35_DTYPES)
+        q35_kernel->narrow[kv](y, x, n);
+    else
+        q35_encode(y, kv, x, NULL, n);
 }
 
 /* Task: norm and rotate the heads of some tokens; store K and V. */
@@ -42,8 +49,7 @@ static void prepare_tokens(void *arg, size_t index, int worker) {
     const attention_job *j = arg;
     const qwen35_geometry *g = j->g;
     const q35_cache_shape *shape = j->cache->shape;
-    const size_t half = g->Dr / 2, Dh = g->Dh, row_bytes = Dh * q35_dtype_bytes(shape->kv_dtype);
-    q35_narrow_fn *narrow = q35_kernel->narrow[shape->kv_dtype];
+    const size_t half = g->Dr / 2, Dh = g->Dh, row_bytes = q35_row_bytes(shape->kv_dtype, Dh);
     size_t end = (index + 1) * TOKENS_PER_TASK < j->T ? (index + 1) * TOKENS_PER_TASK : j->T;
     for (size_t t = index * TOKENS_PER_TASK; t < end; t++) {
         float *row = j->s->proj + t * j->ld, *k = row + g->Hq * 2 * Dh, *v = k + g->Hkv * Dh;
@@ -60,8 +66,8 @@ static void prepare_tokens(void *arg, size_t index, int worker) {
             q35_rope_apply(k + h * Dh, cosine, sine, half);
             char *k_page = q35_cache_kv(j->cache, page, j->n, 0, h);
             char *v_page = q35_cache_kv(j->cache, page, j->n, 1, h);
-            narrow(k_page + slot * row_bytes, k + h * Dh, Dh);
-            narrow(v_page + slot * row_bytes, v + h * Dh, Dh);
+            store(shape->kv_dtype, k_page + slot * row_bytes, k + h * Dh, Dh);
+            store(shape->kv_dtype, v_page + slot * row_bytes, v + h * Dh, Dh);
         }
     }
 }
@@ -74,16 +80,28 @@ typedef struct tile {
     float *scores; /* [rows, Q35_PAGE] */
     float *top;    /* [rows] running maximum */
     float *total;  /* [rows] of exp(score - top) */
+    float *wide;   /* [Q35_PAGE, Dh] K or V of a page, decoded */
 } tile;
+
+/* K (which = 0) or V (1) of a head on a page, [n, Dh] of a dense type. */
+static const void *page_rows(const attention_job *j, const tile *a, size_t page, int which,
+                             size_t head, size_t n, q35_dtype *type) {
+    const void *rows = q35_cache_kv(j->cache, page, j->n, which, head);
+    *type = j->cache->shape->kv_dtype;
+    if (*type < Q35_DTYPES) return rows;
+    q35_decode(a->wide, *type, rows, n * j->g->Dh);
+    *type = Q35_F32;
+    return a->wide;
+}
 
 /* One page of K and V against the tile: token t sees the positions up to its own. */
 static void attend_page(const attention_job *j, const tile *a, size_t page, size_t head) {
     const size_t Dh = j->g->Dh, start = page * Q35_PAGE;
-    const q35_dtype kv = j->cache->shape->kv_dtype;
+    q35_dtype type;
     size_t last = j->cache->position + a->t0 + a->tokens - 1; /* the newest position of the tile */
     size_t seen = last - start + 1 < Q35_PAGE ? last - start + 1 : Q35_PAGE;
-    q35_kernel->dot[kv](a->scores, Q35_PAGE, q35_cache_kv(j->cache, page, j->n, 0, head), Dh, a->q,
-                        Dh, seen, a->rows, Dh, 0);
+    const void *keys = page_rows(j, a, page, 0, head, seen, &type);
+    q35_kernel->dot[type](a->scores, Q35_PAGE, keys, Dh, a->q, Dh, seen, a->rows, Dh, 0);
     for (size_t r = 0; r < a->rows; r++) {
         float *scores = a->scores + r * Q35_PAGE;
         size_t own = j->cache->position + a->t0 + r / a->group;
@@ -97,8 +115,8 @@ static void attend_page(const attention_job *j, const tile *a, size_t page, size
         a->top[r] = top;
         if (shrink != 1.0f) q35_kernel->scale(a->sum + r * Dh, shrink, Dh);
     }
-    q35_kernel->mix[kv](a->sum, Dh, a->scores, Q35_PAGE,
-                        q35_cache_kv(j->cache, page, j->n, 1, head), Dh, a->rows, seen, Dh);
+    const void *values = page_rows(j, a, page, 1, head, seen, &type);
+    q35_kernel->mix[type](a->sum, Dh, a->scores, Q35_PAGE, values, Dh, a->rows, seen, Dh);
 }
 
 static void attend_tile(void *arg, size_t index, int worker) {
@@ -115,6 +133,7 @@ static void attend_tile(void *arg, size_t index, int worker) {
     a.scores = a.sum + a.rows * Dh;
     a.top = a.scores + a.rows * Q35_PAGE;
     a.total = a.top + a.rows;
+    a.wide = a.total + a.rows;
     for (size_t r = 0; r < a.rows; r++) {
         const float *q =
             j->s->proj + (t0 + r / group) * j->ld + (head * group + r % group) * 2 * Dh;

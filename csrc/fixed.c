@@ -9,6 +9,8 @@
 #include "kernels/kernels.h"
 
 #define TOKENS 8 /* a task rounds so many */
+/* Of a row of weights, packed at once: whole blocks of every storage type. */
+#define COLUMNS (2 * Q35_FIXED)
 
 typedef struct job {
     const q35_product *product;
@@ -20,8 +22,8 @@ typedef struct job {
     /* For each worker */
     int16_t *packed;    /* [pairs, Q35_FIXED_ROWS, 2] */
     float *row_factors; /* [blocks, Q35_FIXED_ROWS] */
-    int16_t *rows;      /* [Q35_FIXED_ROWS, Q35_FIXED] of one block, before packing */
-    float *wide;        /* [Q35_FIXED] of one row of it */
+    int16_t *rows;      /* [Q35_FIXED_ROWS, COLUMNS] before packing */
+    float *wide;        /* [COLUMNS] of one row of them */
 } job;
 
 /* Sets the pointers, given memory; returns the floats in all. */
@@ -37,8 +39,8 @@ static size_t lay_out(job *j, size_t cols, size_t T, int threads, float *memory)
         {&j->token_factors, T * j->blocks},
         {&j->packed, n * j->pairs * Q35_FIXED_ROWS},
         {&j->row_factors, n * j->blocks * Q35_FIXED_ROWS},
-        {&j->rows, n * Q35_FIXED_ROWS * Q35_FIXED / 2},
-        {&j->wide, n * Q35_FIXED},
+        {&j->rows, n * Q35_FIXED_ROWS * COLUMNS / 2},
+        {&j->wide, n * COLUMNS},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -63,23 +65,22 @@ static void fix_tokens(void *arg, size_t index, int worker) {
                         j->x + t * j->ldx, j->product->w->cols);
 }
 
-/* Q35_FIXED columns (fewer at the end) of some rows, side by side by pairs. */
-static void pack_block(const job *j, size_t r, size_t rows, size_t b, int16_t *packed,
-                       float *factors, int worker) {
+/* COLUMNS columns from k on (fewer at the end) of some rows, side by side by pairs. */
+static void pack_columns(const job *j, size_t r, size_t rows, size_t k, int16_t *packed,
+                         float *factors, int worker) {
     const q35_matrix *w = j->product->w;
-    const size_t k = b * Q35_FIXED, bytes = q35_dtype_bytes(w->dtype);
-    const size_t n = w->cols - k < Q35_FIXED ? w->cols - k : Q35_FIXED;
-    int16_t *block = j->rows + (size_t)worker * Q35_FIXED_ROWS * Q35_FIXED;
-    float *wide = j->wide + (size_t)worker * Q35_FIXED;
+    const size_t n = w->cols - k < COLUMNS ? w->cols - k : COLUMNS;
+    int16_t *row = j->rows + (size_t)worker * Q35_FIXED_ROWS * COLUMNS;
+    float *wide = j->wide + (size_t)worker * COLUMNS, factor[COLUMNS / Q35_FIXED];
     for (size_t i = 0; i < rows; i++) {
-        q35_kernel->expand[w->dtype](wide, (const char *)w->data + ((r + i) * w->cols + k) * bytes,
-                                     n);
-        q35_kernel->fix(block + i * Q35_FIXED, factors + i, wide, n);
+        q35_matrix_read(wide, w, r + i, k, n);
+        q35_kernel->fix(row + i * COLUMNS, factor, wide, n);
+        for (size_t b = 0; b * Q35_FIXED < n; b++) factors[b * Q35_FIXED_ROWS + i] = factor[b];
     }
     for (size_t p = 0; p < (n + 1) / 2; p++)
         for (size_t i = 0; i < rows; i++)
-            memcpy(packed + (p * Q35_FIXED_ROWS + i) * 2, block + i * Q35_FIXED + 2 * p,
-                   2 * sizeof *block);
+            memcpy(packed + (p * Q35_FIXED_ROWS + i) * 2, row + i * COLUMNS + 2 * p,
+                   2 * sizeof *row);
 }
 
 static void multiply_rows(void *arg, size_t index, int worker) {
@@ -93,9 +94,9 @@ static void multiply_rows(void *arg, size_t index, int worker) {
         memset(packed, 0, j->pairs * Q35_FIXED_ROWS * 2 * sizeof *packed);
         memset(factors, 0, j->blocks * Q35_FIXED_ROWS * sizeof *factors);
     }
-    for (size_t b = 0; b < j->blocks; b++)
-        pack_block(j, r, rows, b, packed + b * Q35_FIXED * Q35_FIXED_ROWS,
-                   factors + b * Q35_FIXED_ROWS, worker);
+    for (size_t k = 0; k < w->cols; k += COLUMNS)
+        pack_columns(j, r, rows, k, packed + k * Q35_FIXED_ROWS,
+                     factors + k / Q35_FIXED * Q35_FIXED_ROWS, worker);
     q35_kernel->dot_fixed(j->product->y + r, j->product->ldy, packed, factors, j->tokens,
                           2 * j->pairs, j->token_factors, j->blocks, rows, j->T, w->cols, j->add);
 }

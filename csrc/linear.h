@@ -12,9 +12,8 @@ typedef struct q35_product {
     size_t ldy;
 } q35_product;
 
-/* f32 elements that `panel` must hold for q35_linear with matrices of up to `cols` columns; 0: none
- * needed. */
-size_t q35_linear_panel_floats(size_t cols);
+/* f32 elements that `panel` must hold for q35_linear with matrices of up to `cols` columns. */
+size_t q35_linear_panel_floats(size_t cols, int threads);
 
 /* Products of the same x [T, cols] (row stride ldx) with one or more matrices, in one parallel
    region. add: to what y holds, instead of replacing it. Nonzero when the team was cancelled. */

@@ -33,7 +33,7 @@ int q35_is_visual(const qwen35_model *model, int32_t id) {
 /* x = the tokens' rows of the embedding, or of the features where they stand for an image. */
 static void embed(const qwen35_model *model, float *x, const q35_input *in) {
     const q35_matrix *table = &model->weights.embedding;
-    const size_t D = table->cols, row_bytes = D * q35_dtype_bytes(table->dtype);
+    const size_t D = table->cols;
     const float *feature = in->features;
     for (size_t t = 0; t < in->T; t++) {
         if (feature && q35_is_visual(model, in->ids[t])) {
@@ -41,8 +41,7 @@ static void embed(const qwen35_model *model, float *x, const q35_input *in) {
             feature += qwen35_vision_feature_floats(model);
             continue;
         }
-        const char *row = (const char *)table->data + (size_t)in->ids[t] * row_bytes;
-        q35_kernel->expand[table->dtype](x + t * D, row, D);
+        q35_matrix_read(x + t * D, table, (size_t)in->ids[t], 0, D);
     }
 }
 
@@ -198,6 +197,12 @@ static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_st
 qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
                                int threads, q35_dtype kv_dtype, qwen35_status *status) {
     if (check_geometry(geometry, status)) return NULL;
+    if (geometry->Dh % q35_formats[kv_dtype].elements) {
+        q35_fail(status, Q35_ARGUMENT,
+                 "kv_dtype %s: heads of %zu are no multiple of its blocks of %zu",
+                 q35_formats[kv_dtype].name, geometry->Dh, q35_formats[kv_dtype].elements);
+        return NULL;
+    }
     qwen35_model *model = q35_alloc(1, sizeof *model, "model", status);
     if (!model) return NULL;
     pthread_mutex_init(&model->lock, NULL);

@@ -16,8 +16,8 @@
 #define VISUAL "model.visual."
 #define MAX_NAME 128
 
-/* What becomes of a tensor when it is bound. */
-typedef enum { MATRIX, PLAIN, PLUS_ONE, MINUS_EXP, TAPS } treatment;
+/* What becomes of a tensor when it is bound: matrices and tables stay where they are. */
+typedef enum { MATRIX, TABLE, PLAIN, PLUS_ONE, MINUS_EXP, TAPS } treatment;
 
 /* Dimensions by letter, as in MODEL.md; C is the convolution's channels, Q the rows of q_proj. */
 typedef struct rule {
@@ -67,7 +67,7 @@ static const rule linear_rules[] = {
 static const rule vision_rules[] = {
     {"patch_embed.proj.weight", "Dctpp", MATRIX, W(vision.patch)},
     {"patch_embed.proj.bias", "D", PLAIN, W(vision.patch_bias)},
-    {"pos_embed.weight", "SD", MATRIX, W(vision.position)},
+    {"pos_embed.weight", "SD", TABLE, W(vision.position)},
 };
 static const rule block_rules[] = {
     {"norm1.weight", "D", PLAIN, BLOCK(norm1)},
@@ -234,7 +234,7 @@ int qwen35_expected_tensors(const qwen35_geometry *geometry,
 }
 
 static int count_owned(void *arg, const expected *tensor) {
-    if (tensor->rule->treatment != MATRIX) *(size_t *)arg += tensor->count;
+    if (tensor->rule->treatment > TABLE) *(size_t *)arg += tensor->count;
     return 0;
 }
 
@@ -273,9 +273,12 @@ static int bind_one(void *arg, const expected *tensor) {
     if (!same)
         return q35_fail(b->status, Q35_FORMAT,
                         "tensor %s: shape differs from what config.json asks for", tensor->name);
-    b->given_bytes += tensor->count * q35_dtype_bytes(given.dtype);
+    if (given.dtype >= Q35_DTYPES && tensor->rule->treatment != MATRIX)
+        return q35_fail(b->status, Q35_FORMAT, "tensor %s is %s: expected f32, f16 or bf16",
+                        tensor->name, q35_formats[given.dtype].name);
+    b->given_bytes += q35_row_bytes(given.dtype, tensor->count);
     void *field = (char *)tensor->owner + tensor->rule->offset;
-    if (tensor->rule->treatment == MATRIX) {
+    if (tensor->rule->treatment <= TABLE) {
         *(q35_matrix *)field =
             (q35_matrix){given.data, given.dtype, given.shape[0], tensor->count / given.shape[0]};
         return 0;
@@ -287,6 +290,15 @@ static int bind_one(void *arg, const expected *tensor) {
         treat(b->next, &given, tensor);
     b->next += tensor->count;
     return 0;
+}
+
+void q35_matrix_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n) {
+    const char *x = (const char *)w->data + row * q35_row_bytes(w->dtype, w->cols) +
+                    q35_row_bytes(w->dtype, col);
+    if (w->dtype < Q35_DTYPES)
+        q35_kernel->expand[w->dtype](y, x, n);
+    else
+        q35_decode(y, w->dtype, x, n);
 }
 
 static int allocate_vision(q35_vision_weights *vision, const qwen35_vision_geometry *v,

@@ -55,6 +55,10 @@ typedef struct q35_weights {
     size_t owned_bytes, given_bytes;
 } q35_weights;
 
+/* y[i] = w[row, col + i] in f32, i < n; of block types col is a multiple of their block, and so is
+   n but where the row ends. */
+void q35_matrix_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n);
+
 /* Binds every tensor or fails naming the first that is missing or has another shape. */
 int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
                      void *arg, qwen35_status *status);

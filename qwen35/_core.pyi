@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Isa = Literal["c", "avx2", "avx512", "avx512vnni", "avx512bf16"]
-Dtype = Literal["float32", "float16", "bfloat16"]
+KvDtype = Literal["float32", "float16", "bfloat16", "q8_0"]
 
 class Geometry(TypedDict):
     """Everything the core needs of a config.json, already validated (`config.py` makes it)."""
@@ -64,11 +64,12 @@ class Model:
     def __init__(
         self,
         geometry: Geometry,
-        # float32, float16, or bfloat16 seen as uint16; C-contiguous
-        tensors: Mapping[str, NDArray[Any]],
+        # float32, float16, or bfloat16 seen as uint16; C-contiguous. Matrices also in blocks, as
+        # (type, [rows, bytes of a row])
+        tensors: Mapping[str, NDArray[Any] | tuple[str, NDArray[np.uint8]]],
         *,
         threads: int = 1,
-        kv_dtype: Dtype = "float16",
+        kv_dtype: KvDtype = "float16",
     ) -> None: ...
     @property
     def threads(self) -> int: ...

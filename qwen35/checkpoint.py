@@ -1,4 +1,4 @@
-"""A checkpoint folder, opened and checked: "tiny", a path, or a hub id -> Checkpoint.
+"""A checkpoint, opened and checked: "tiny", a folder, a GGUF file, or a hub id -> Checkpoint.
 
 Nothing in a folder is ever executed. Tensors are compared with the one table the core has for them
 before any is used.
@@ -9,16 +9,20 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config, TextConfig, read_config
-from .errors import ModelFormatError, UnsupportedModelError
+from .errors import ModelFormatError
 from .json_file import read_json, read_text, shown
 from .load_progress import LoadProgress, check_progress
 from .weight_files import Tensors, open_weights
+
+if TYPE_CHECKING:
+    from .gguf_checkpoint import GgufTensors
+    from .gguf_tokenizer import Vocabulary
 
 MAX_TEMPLATE_BYTES = 1 << 20
 PIECE = 1 << 24  # elements handled between two looks at Ctrl-C
@@ -32,10 +36,11 @@ class Checkpoint:
     path: Path
     name: str
     config: Config
-    tensors: Tensors  # released names, file order
+    tensors: "Tensors | GgufTensors"  # released names, file order
     generation_config: dict[str, Any]
     chat_template: str | None
     tokenizer_file: Path  # may be absent: ids work without it
+    vocabulary: "Vocabulary | None" = None  # of a GGUF file, instead of tokenizer_file
     preprocessor: dict[str, Any] | None = None  # of images; None: the family's values
     video_preprocessor: dict[str, Any] | None = None
     revision: str | None = None  # commit, for a model from the hub
@@ -85,26 +90,41 @@ def open_checkpoint(
     source: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
+    vision: bool = True,
     local_files_only: bool = False,
     progress: LoadProgress = None,
 ) -> Checkpoint:
-    """Find and check a checkpoint without making a model of it; errors as of `loading.load`."""
+    """Find and check a checkpoint without making a model of it; errors as of `loading.load`.
+
+    vision=False: do not look for the vision file beside a GGUF file.
+    """
     check_progress(progress)
     if not isinstance(source, str | os.PathLike) or isinstance(source, bytes):
         raise TypeError(f"source: expected a str or a path, got {type(source).__name__}")
     if revision is not None and not isinstance(revision, str):
         raise TypeError(f"revision: expected a str or None, got {type(revision).__name__}")
+    if mmproj is not None and not isinstance(mmproj, str | os.PathLike):
+        raise TypeError(f"mmproj: expected a str, a path or None, got {type(mmproj).__name__}")
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        from .gguf_checkpoint import open_gguf_checkpoint
+
+        seen = None if mmproj is None else Path(mmproj).expanduser()
+        return open_gguf_checkpoint(path, seen, vision=vision)
+    if mmproj is not None:
+        raise ValueError(
+            f"mmproj={str(mmproj)!r}: belongs to a GGUF file, and {str(source)!r} is none; a "
+            "folder holds its own vision tower"
+        )
     if source == "tiny":
         return _open_folder(_embedded(), "tiny")
-    path = Path(source).expanduser()
-    if path.suffix.lower() == ".gguf":
-        raise UnsupportedModelError(
-            f"{path}: GGUF files are not read yet; give the folder of safetensors or a hub id"
-        )
     if path.is_dir():
         return _open_folder(path, path.resolve().name)
     if path.exists():
-        raise ValueError(f"{path}: expected the folder that holds config.json, not a file in it")
+        raise ValueError(
+            f"{path}: expected a .gguf file or the folder that holds config.json, not a file in it"
+        )
     return _open_hub(source, path, revision, local_files_only, progress)
 
 
@@ -216,7 +236,7 @@ def _check_tensors(config: Config, tensors: Tensors, folder: Path) -> None:
     expected = dict(_expected_tensors(config.geometry(vision=bool(visual))))
     drafts = [name for name in tensors if name.startswith("mtp.")]
     if drafts and text.mtp_num_hidden_layers and not text.mtp_use_dedicated_embeddings:
-        expected |= _mtp_tensors(text)
+        expected |= mtp_tensors(text)
         drafts = []
     missing = [name for name in expected if name not in tensors]
     extra = sorted(set(tensors) - set(expected) - set(drafts))
@@ -256,7 +276,7 @@ def _first_five(count: int, kind: str, items: Iterable[str]) -> str:
     return f"{count} {kind}: {', '.join(listed)}{', ...' if count > 5 else ''}"
 
 
-def _mtp_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
+def mtp_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of the MTP tensors: per layer a full-attention block, and what joins it to the
     model.
     """

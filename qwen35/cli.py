@@ -98,13 +98,16 @@ def _texts(module: str) -> dict[str, Any]:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What every subcommand that loads a model takes."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="tiny", help="'tiny' (default), a folder, or a hub id")
+    group.add_argument(
+        "--model", default="tiny", help="'tiny' (default), a folder, a GGUF file, or a hub id"
+    )
+    group.add_argument("--mmproj", help="vision file of a GGUF file; default: one beside it")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--context", type=int, help="tokens a conversation can hold")
     group.add_argument("--threads", type=int, help="threads that compute")
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     group.add_argument(
-        "--kv-dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16")
+        "--kv-dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16", "q8_0")
     )
     group.add_argument("--offline", action="store_true", help="use the hub's cache alone")
     add_traceback(parser)
@@ -121,6 +124,7 @@ def load_model(args: argparse.Namespace, **changes: Any) -> Any:
 
     options = {
         "revision": args.revision,
+        "mmproj": args.mmproj,
         "context": args.context,
         "threads": args.threads,
         "dtype": args.dtype,

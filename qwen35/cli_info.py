@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from typing import Any
 
+from .blocks import stored_type
 from .cli import add_traceback
 
 
@@ -55,7 +56,7 @@ def describe(checkpoint: Any, *, context: int | None = None) -> dict[str, Any]:
     tensors = checkpoint.tensors
     spans = {name: tensors.span(name) for name in tensors}
     sizes = {name: math.prod(span.shape) for name, span in spans.items()}
-    dtypes = Counter(span.dtype.name for span in spans.values())
+    dtypes = Counter(map(stored_type, spans.values()))
     kinds = Counter(text.layer_types)
     return {
         "model": checkpoint.name,

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .blocks import Blocks
 from .checkpoint import Checkpoint, open_checkpoint, pieces
 from .config import Config
 from .errors import ModelFormatError, UnsupportedModelError
@@ -39,7 +40,8 @@ MAX_DEFAULT_CONTEXT = 262_144
 MAX_CONTEXT = 2**31 - 1
 MAX_THREADS = 1024
 DTYPES = ("auto", "float32", "bfloat16")
-KV_DTYPES = ("auto", "float32", "float16", "bfloat16")
+KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "q8_0")
+SHORT_KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -62,8 +64,8 @@ def load(
     media_limits: "MediaLimits | None" = None,
     **unknown: Any,
 ) -> "Model":
-    """Load a model: "tiny" (it is inside the package), a folder, or a hub id such as
-    "Qwen/Qwen3.5-0.8B".
+    """Load a model: "tiny" (it is inside the package), a folder, a GGUF file (any part of a split
+    one), or a hub id such as "Qwen/Qwen3.5-0.8B".
 
     revision: branch, tag or commit of a hub id. local_files_only: use the hub's cache alone.
     dtype: "auto" as stored; "float32" the exact reference mode (bf16 and f16 weights are exact in
@@ -72,11 +74,14 @@ def load(
         and bfloat16 where the processor does so faster (features within 4e-4 of the largest).
     context: tokens a session holds; default the trained length, at most 262,144, more only with
         YaRN.
-    threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32".
+    threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32";
+        "q8_0" halves the K/V cache again (8-bit blocks of 32, head_dim a multiple of it). "f32",
+        "f16" and "bf16" are short for the long names.
     rope_scaling: replaces that of the file, e.g. {"rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 262144}.
     mtp: draft layer; True insists that its weights are there. No drafts are made yet.
-    vision: False leaves the vision tower out; images and videos are then refused.
+    vision: False leaves the vision tower out; images and videos are then refused. mmproj: the
+        vision file of a GGUF file; default the finest *mmproj*.gguf beside it.
     media_limits: what a request may hold, `qwen35.MediaLimits(image_pixels=..., frames=...)`.
     progress: None draws a bar on a terminal or in a notebook, False none; or a function of
         (done_bytes, total_bytes, stage).
@@ -88,14 +93,20 @@ def load(
     """
     _refuse_unknown(unknown)
     _check_words("dtype", dtype, DTYPES)
-    _check_words("kv_dtype", kv_dtype, KV_DTYPES)
+    _check_words("kv_dtype", kv_dtype, (*KV_DTYPES, *SHORT_KV_DTYPES))
+    kv_dtype = SHORT_KV_DTYPES.get(kv_dtype, kv_dtype)
     _check_flags(mtp=mtp, vision=vision, local_files_only=local_files_only, check=check)
     _check_count("context", context, MAX_CONTEXT)
     _check_count("threads", threads, MAX_THREADS)
     _check_limits(media_limits)
-    _refuse_later(quantize=quantize, mmproj=mmproj)
+    _refuse_later(quantize=quantize)
     checkpoint = open_checkpoint(
-        source, revision=revision, local_files_only=local_files_only, progress=progress
+        source,
+        revision=revision,
+        mmproj=mmproj,
+        vision=vision,
+        local_files_only=local_files_only,
+        progress=progress,
     )
     try:
         if rope_scaling is not None:
@@ -163,15 +174,10 @@ def _check_limits(limits: Any) -> None:
         raise TypeError(f"media_limits: expected a qwen35.MediaLimits, got {type(limits).__name__}")
 
 
-def _refuse_later(*, quantize: Any, mmproj: Any) -> None:
+def _refuse_later(*, quantize: Any) -> None:
     if quantize is not None:
         raise UnsupportedModelError(
             f"quantize={quantize!r}: this version runs weights as they are stored; leave it out"
-        )
-    if mmproj is not None:
-        raise UnsupportedModelError(
-            f"mmproj={str(mmproj)!r}: belongs to GGUF files, which this version does not read; "
-            "leave it out"
         )
 
 
@@ -258,8 +264,10 @@ def _read_ahead(tensors: Tensors, report: Report) -> None:
 
 
 def _converts(array: Any) -> bool:
-    """Whether dtype="bfloat16" converts it: matrices yes, vectors (norms, A_log) stay exact."""
-    return len(array.shape) > 1 and array.dtype != BF16
+    """Whether dtype="bfloat16" converts it: matrices yes; vectors (norms, A_log) and blocks stay as
+    they are.
+    """
+    return len(array.shape) > 1 and array.dtype in (np.float32, np.float16)
 
 
 def _to_bfloat16(tensors: Tensors, report: Report) -> None:
@@ -267,7 +275,7 @@ def _to_bfloat16(tensors: Tensors, report: Report) -> None:
     todo = [name for name in tensors if _converts(tensors.span(name))]
     total, done = sum(tensors.span(name).nbytes for name in todo), 0
     for name in todo:
-        array = tensors[name]
+        array: Any = tensors.stored(name)
         result = np.empty(array.shape, BF16)
         for source, target in zip(pieces(array), pieces(result), strict=True):
             target[:] = source.astype(BF16)
@@ -291,10 +299,12 @@ def _model(
     from .model import Model
 
     geometry = checkpoint.config.geometry(
-        vision=vision and checkpoint.has_vision, exact=dtype == "float32"
+        vision=vision and checkpoint.has_vision,
+        exact=dtype == "float32",
+        tiled_value_heads=checkpoint.tensors.tiled_value_heads,
     )
     names = [name for name, _ in _core.expected_tensors(geometry)]
-    tensors = {name: _as_core(checkpoint.tensors[name]) for name in names}
+    tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
     tokenizer: Any = _tokenizer(checkpoint)
     return Model(
@@ -313,7 +323,7 @@ def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
     from .tokenizer import Tokenizer
 
     config, rows = checkpoint.config, checkpoint.config.text.vocab_size
-    if not os.path.lexists(checkpoint.tokenizer_file):
+    if checkpoint.vocabulary is None and not os.path.lexists(checkpoint.tokenizer_file):
         return AbsentTokenizer(checkpoint.tokenizer_file, rows)
     expected = {}
     if config.vision is not None:
@@ -323,9 +333,15 @@ def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
             "<|image_pad|>": config.image_token_id,
             "<|video_pad|>": config.video_token_id,
         }
-    tokenizer = Tokenizer.from_file(
-        checkpoint.tokenizer_file, embedding_rows=rows, expected_ids=expected
-    )
+    checks: dict[str, Any] = {"embedding_rows": rows, "expected_ids": expected}
+    if checkpoint.vocabulary is not None:
+        from .gguf_tokenizer import build_tokenizer
+
+        encoder = build_tokenizer(checkpoint.vocabulary)
+        tokenizer = Tokenizer.from_encoder(encoder, where=str(checkpoint.path), **checks)
+        checkpoint.vocabulary = None  # built: its lists may go
+    else:
+        tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, **checks)
     release_free_memory()
     return tokenizer
 
@@ -362,6 +378,8 @@ class AbsentTokenizer:
         )
 
 
-def _as_core(array: NDArray[Any]) -> NDArray[Any]:
-    """The core takes bfloat16 as its bits."""
+def _as_core(array: "NDArray[Any] | Blocks") -> Any:
+    """The core takes bfloat16 as its bits, and blocks as (type, bytes)."""
+    if isinstance(array, Blocks):
+        return array.type, array.data
     return array.view(np.uint16) if array.dtype == BF16 else array

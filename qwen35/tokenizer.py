@@ -101,15 +101,30 @@ class Tokenizer:
         Raises ModelFormatError for a file that breaks its format or contradicts these,
         UnsupportedModelError for a well-formed tokenizer of another kind.
         """
-        path = Path(path)
-        encoder = _read(path)
+        encoder = _read(Path(path))
+        return cls.from_encoder(
+            encoder, where=str(path), embedding_rows=embedding_rows, expected_ids=expected_ids
+        )
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: tokenizers.Tokenizer,
+        *,
+        where: str,
+        embedding_rows: int | None = None,
+        expected_ids: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
+        """Check a tokenizer that was made otherwise; `where` names it in errors, which are those of
+        `from_file`.
+        """
         encoder.no_truncation()
         encoder.no_padding()
-        _check_kind(encoder, path)
-        _check_ids(encoder, path, embedding_rows)
-        tokenizer = cls(encoder, where=str(path), rows=embedding_rows)
-        _check_behaviour(tokenizer, path)
-        _check_expected(tokenizer, path, expected_ids or {})
+        _check_kind(encoder, where)
+        _check_ids(encoder, where, embedding_rows)
+        tokenizer = cls(encoder, where=where, rows=embedding_rows)
+        _check_behaviour(tokenizer, where)
+        _check_expected(tokenizer, where, expected_ids or {})
         return tokenizer
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -275,36 +290,37 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         ) from None
 
 
-def _check_kind(encoder: tokenizers.Tokenizer, path: Path) -> None:
+def _check_kind(encoder: tokenizers.Tokenizer, where: str) -> None:
     import tokenizers
 
     model = encoder.model
     if not isinstance(model, tokenizers.models.BPE):
-        raise ModelFormatError(f"{path}: model.type is {type(model).__name__}, expected BPE")
+        raise ModelFormatError(f"{where}: model.type is {type(model).__name__}, expected BPE")
     if model.dropout:
         raise ModelFormatError(
-            f"{path}: model.dropout is {model.dropout}: encoding would be random; set it to null"
+            f"{where}: model.dropout is {model.dropout}: encoding would be random; set it to null"
         )
     missing = [c for c in _bytes_of_characters() if model.token_to_id(c) is None]
     if missing:
         raise ModelFormatError(
-            f"{path}: the vocabulary lacks {len(missing)} of the 256 byte tokens (first "
+            f"{where}: the vocabulary lacks {len(missing)} of the 256 byte tokens (first "
             f"{missing[0]!r}), some text could not be encoded; expected byte-level BPE"
         )
     for id, token in encoder.get_added_tokens_decoder().items():
         flags = [flag for flag in ("lstrip", "rstrip", "single_word") if getattr(token, flag)]
         if flags:
             raise UnsupportedModelError(
-                f"{path}: added token {token.content!r} (id {id}) sets {', '.join(flags)}; "
+                f"{where}: added token {token.content!r} (id {id}) sets {', '.join(flags)}; "
                 "only plain added tokens are supported"
             )
 
 
-def _check_ids(encoder: tokenizers.Tokenizer, path: Path, rows: int | None) -> None:
+def _check_ids(encoder: tokenizers.Tokenizer, where: str, rows: int | None) -> None:
     size = encoder.get_vocab_size(with_added_tokens=True)
     if rows is not None and size > rows:
         raise ModelFormatError(
-            f"{path}: {size} tokens, but the embedding has {rows} rows; they do not belong together"
+            f"{where}: {size} tokens, but the embedding has {rows} rows; they do not belong "
+            "together"
         )
     # `size` different spellings fill the ids 0 to size - 1 without a gap exactly when no id is
     # shared or outside.
@@ -312,12 +328,12 @@ def _check_ids(encoder: tokenizers.Tokenizer, path: Path, rows: int | None) -> N
     if None in tokens:
         missing = tokens.index(None)
         raise ModelFormatError(
-            f"{path}: {size} tokens, but none has id {missing}; ids must be 0 to {size - 1}, each "
+            f"{where}: {size} tokens, but none has id {missing}; ids must be 0 to {size - 1}, each "
             "used once"
         )
 
 
-def _check_behaviour(tokenizer: Tokenizer, path: Path) -> None:
+def _check_behaviour(tokenizer: Tokenizer, where: str) -> None:
     """Encode and decode a sample: finds other pre-tokenizers, normalizers, and patterns that take
     for ever."""
     normalizer = tokenizer._plain.normalizer
@@ -332,21 +348,21 @@ def _check_behaviour(tokenizer: Tokenizer, path: Path) -> None:
         for content in tokenizer.added_tokens:
             tokenizer.encode(content)
     except ValueError as error:
-        raise ModelFormatError(f"{path}: cannot be used for encoding: {error}") from None
+        raise ModelFormatError(f"{where}: cannot be used for encoding: {error}") from None
     if got != expected:
         raise ModelFormatError(
-            f"{path}: not a byte-level tokenizer: {_PROBE!r} encoded and decoded gives {got!r}"
+            f"{where}: not a byte-level tokenizer: {_PROBE!r} encoded and decoded gives {got!r}"
         )
 
 
-def _check_expected(tokenizer: Tokenizer, path: Path, expected: Mapping[str, int | None]) -> None:
+def _check_expected(tokenizer: Tokenizer, where: str, expected: Mapping[str, int | None]) -> None:
     wrong = [
         f"{token!r}: {tokenizer.token_id(token)} here, {id} in config.json"
         for token, id in expected.items()
         if id is not None and tokenizer.token_id(token) != id
     ]
     if wrong:
-        raise ModelFormatError(f"{path}: token ids disagree with config.json: {'; '.join(wrong)}")
+        raise ModelFormatError(f"{where}: token ids disagree with config.json: {'; '.join(wrong)}")
 
 
 def _pattern_is_known(pre_tokenizer: Any) -> bool:

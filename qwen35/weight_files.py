@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .blocks import Blocks, BlockSpan
 from .errors import ModelFormatError
 from .json_file import read_json, shown
 from .safetensors_file import SafetensorsFile, Span, open_safetensors
@@ -25,10 +26,12 @@ class Tensors(Mapping[str, NDArray[Any]]):
     `model.language_model.layers...` as in the released files.
     """
 
+    tiled_value_heads = False  # GGUF files have them in another order
+
     def __init__(self, files: list[SafetensorsFile]) -> None:
         self.files = files
         self._homes: dict[str, tuple[SafetensorsFile, str]] = {}
-        self._replaced: dict[str, NDArray[Any]] = {}
+        self._replaced: dict[str, NDArray[Any] | Blocks] = {}
         for file in files:
             for name in file:
                 released = _released_name(name)
@@ -41,10 +44,8 @@ class Tensors(Mapping[str, NDArray[Any]]):
                 self._homes[released] = (file, name)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        if name in self._replaced:
-            return self._replaced[name]
-        file, inner = self._homes[name]
-        return file[inner]
+        found = self.stored(name)
+        return found.decode() if isinstance(found, Blocks) else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._homes)
@@ -52,15 +53,25 @@ class Tensors(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._homes)
 
-    def span(self, name: str) -> Span:
+    def stored(self, name: str) -> NDArray[Any] | Blocks:
+        """A tensor as the core takes it."""
+        if name in self._replaced:
+            return self._replaced[name]
+        file, inner = self._homes[name]
+        return file[inner]
+
+    def span(self, name: str) -> Span | BlockSpan:
         """Shape, dtype and place of a tensor as stored, without touching its data."""
         file, inner = self._homes[name]
+        kept = self._replaced.get(name)
+        if isinstance(kept, Blocks):
+            return BlockSpan(name, kept.type, kept.shape, kept.nbytes)
         return file.spans[inner]
 
-    def replace(self, name: str, array: NDArray[Any]) -> None:
-        """Let `array` stand for a tensor from now on."""
-        array.flags.writeable = False
-        self._replaced[name] = array
+    def replace(self, name: str, value: NDArray[Any] | Blocks) -> None:
+        """Let `value` stand for a tensor from now on."""
+        (value.data if isinstance(value, Blocks) else value).flags.writeable = False
+        self._replaced[name] = value
 
     def close(self) -> None:
         """Let go of the files; views that are still held stay valid."""

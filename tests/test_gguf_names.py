@@ -20,7 +20,7 @@ from gguf_writer import (
 )
 
 from qwen35 import _core
-from qwen35.checkpoint import _mtp_tensors
+from qwen35.checkpoint import mtp_tensors
 from qwen35.config import Config
 from qwen35.errors import ModelFormatError, UnsupportedModelError
 from qwen35.gguf_config import read_config
@@ -58,7 +58,7 @@ def expected(config: Config) -> list[tuple[str, tuple[int, ...]]]:
     """Released names and shapes, as a checkpoint's are checked."""
     names = list(_core.expected_tensors(config.geometry(vision=False)))
     return names + list(
-        _mtp_tensors(config.text).items() if config.text.mtp_num_hidden_layers else ()
+        mtp_tensors(config.text).items() if config.text.mtp_num_hidden_layers else ()
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import core_models
 import numpy as np
 import pytest
+from golden import blocks
 
 from qwen35 import ModelFormatError, _core
 
@@ -154,17 +155,57 @@ def test_yarn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kv", "bound"), [("float32", FLOAT32), ("float16", 2e-3), ("bfloat16", 1.6e-2)]
+    ("kv", "bound"),
+    [("float32", FLOAT32), ("float16", 2e-3), ("bfloat16", 1.6e-2), ("q8_0", 1.6e-2)],
 )
 def test_kv_types(kv: str, bound: float) -> None:
     """Keys and values rounded to 11 or 8 bits: a share of 2^-11 or 2^-8 each, times 4."""
     core, reference = core_models.both(
-        seed=5, kv=kv, layer_types=["full_attention"] * 2, num_hidden_layers=2
+        seed=5, kv=kv, layer_types=["full_attention"] * 2, num_hidden_layers=2, head_dim=64
     )
     ids = core_models.tokens(5, 100)
     error = core_models.relative_error(core.session(100).logits_all(ids), reference.logits(ids))
     assert error <= bound
     assert kv == "float32" or error > FLOAT32, "the K/V type is not in use"
+
+
+def test_kv_blocks_need_whole_heads() -> None:
+    with pytest.raises(ValueError, match="kv_dtype q8_0: heads of 37 are no multiple"):
+        core_models.both(kv="q8_0", head_dim=37)
+
+
+@pytest.mark.parametrize("T", [1, 40])
+@pytest.mark.parametrize("kind", blocks.FIELDS)
+def test_matrices_in_blocks(kind: str, T: int) -> None:
+    """Every block type as it lies in a file, against the reference on its decoded numbers, scaled
+    to the size of weights; the odd vectors between stay float32.
+    """
+    fields = core_models.config(
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        hidden_size=256,
+        intermediate_size=512,
+        linear_value_head_dim=64,
+        linear_num_value_heads=4,
+        num_attention_heads=4,
+        head_dim=64,
+    )
+    tensors = core_models.checkpoints.make_tensors(fields, seed=1, dtype="float32", mtp=False)
+    given: dict[str, Any] = {}
+    for name, x in tensors.items():
+        given[name] = x
+        if x.ndim != 2 or x.shape[1] % 256:
+            continue
+        encodable = _core.formats()[kind][3]
+        encoded = _core.encode_blocks(kind, x) if encodable else None
+        raw = blocks.weights(kind, x.shape, len(given)) if encoded is None else encoded
+        given[name] = (kind, raw)
+        tensors[name] = _core.decode_blocks(kind, raw, x.size).reshape(x.shape)
+    assert sum(isinstance(x, tuple) for x in given.values()) > 10
+    ids = core_models.tokens(T, T)
+    got = _core.Model(core_models.geometry(fields), given, kv_dtype="float32").session(T)
+    want = core_models.Reference(fields, tensors).logits(ids)
+    assert core_models.relative_error(got.logits_all(ids), want) <= FLOAT32
 
 
 def test_many_layers() -> None:

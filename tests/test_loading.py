@@ -40,7 +40,7 @@ def test_sources_that_are_no_folder(tmp_path: Path, folder: Path, monkeypatch: A
             qwen35.load(source)
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         qwen35.load(tmp_path)
-    with pytest.raises(ValueError, match="expected the folder"):
+    with pytest.raises(ValueError, match="expected a .gguf file or the folder"):
         qwen35.load(folder / "model.safetensors")
     for source in (None, 3, b"tiny", ["tiny"]):
         with pytest.raises(TypeError, match="source"):
@@ -48,8 +48,8 @@ def test_sources_that_are_no_folder(tmp_path: Path, folder: Path, monkeypatch: A
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "no/such/model-Q4_K_M.GGUF"])
-def test_gguf_is_not_read_yet(name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="GGUF files are not read yet"):
+def test_gguf_file_that_is_not_there(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=name):
         qwen35.load(name)
 
 
@@ -71,7 +71,8 @@ def test_gguf_is_not_read_yet(name: str) -> None:
         ({"vision": 1}, TypeError, "vision=1"),
         ({"local_files_only": None}, TypeError, "local_files_only=None"),
         ({"quantize": "q8_0"}, UnsupportedModelError, "quantize='q8_0'"),
-        ({"mmproj": "x.gguf"}, UnsupportedModelError, "mmproj='x.gguf'"),
+        ({"mmproj": "x.gguf"}, ValueError, "mmproj='x.gguf': belongs to a GGUF file"),
+        ({"mmproj": 3}, TypeError, "mmproj: expected a str, a path or None, got int"),
         ({"progress": "bar"}, TypeError, "progress='bar'"),
         ({"revision": 3}, TypeError, "revision"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, UnsupportedModelError, "rope_"),

@@ -25,7 +25,7 @@ FLOORS = (
     {"kernels/"},
     {"qwen35"},
     {"weights", "pack"},
-    {"linear", "norm_rope"},
+    {"linear", "fixed", "norm_rope"},
     {"cache", "scratch.h"},
     {"attention", "deltanet", "mlp", "vision"},
     {"model", "mtp", "scratch.c"},  # scratch.c asks every part how much it wants

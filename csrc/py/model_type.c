@@ -222,6 +222,37 @@ typedef struct tensor_source {
     PyObject *mapping, *arrays; /* where to look; where found arrays are kept */
 } tensor_source;
 
+static q35_dtype block_type(const char *name) {
+    q35_dtype type = Q35_DTYPES;
+    while (type < Q35_FORMATS && strcmp(q35_formats[type].name, name) != 0) type++;
+    return type;
+}
+
+/* A matrix in blocks, (type, uint8 [rows, bytes of a row]); nonzero with an exception set. */
+static int blocks_lookup(PyObject *pair, const char *name, qwen35_tensor *tensor) {
+    const char *type;
+    PyArrayObject *array;
+    if (!PyArg_ParseTuple(pair, "sO!", &type, &PyArray_Type, &array)) return 1;
+    tensor->dtype = block_type(type);
+    if (tensor->dtype == Q35_FORMATS) {
+        PyErr_Format(PyExc_ValueError, "tensor %s: no block type '%s'", name, type);
+        return 1;
+    }
+    const q35_format *format = &q35_formats[tensor->dtype];
+    if (PyArray_TYPE(array) != NPY_UINT8 || PyArray_NDIM(array) != 2 ||
+        !PyArray_IS_C_CONTIGUOUS(array) || (size_t)PyArray_DIM(array, 1) % format->bytes) {
+        PyErr_Format(PyExc_ValueError,
+                     "tensor %s: expected uint8 [rows, bytes of %s blocks], C-contiguous", name,
+                     type);
+        return 1;
+    }
+    tensor->data = PyArray_DATA(array);
+    tensor->rank = 2;
+    tensor->shape[0] = (size_t)PyArray_DIM(array, 0);
+    tensor->shape[1] = (size_t)PyArray_DIM(array, 1) / format->bytes * format->elements;
+    return 0;
+}
+
 /* Gives C the bytes of one array, or fails with an exception set where the array is not what C can
  * read. */
 static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
@@ -234,6 +265,7 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     int kept = PyList_Append(source->arrays, item);
     Py_DECREF(item);
     if (kept) return 1;
+    if (PyTuple_Check(item)) return blocks_lookup(item, name, tensor);
     PyArrayObject *array = (PyArrayObject *)item;
     int type = PyArray_Check(item) ? PyArray_TYPE(array) : NPY_NOTYPE;
     if (type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) {

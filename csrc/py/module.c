@@ -25,15 +25,19 @@ PyObject *q35_raise(module_state *state, const qwen35_status *status) {
 }
 
 int q35_dtype_by_name(const char *name, q35_dtype *dtype) {
-    static const char *const names[Q35_DTYPES] = {"float32", "float16", "bfloat16"};
-    for (int i = 0; i < Q35_DTYPES; i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *dtype = (q35_dtype)i;
+    static const struct {
+        const char *name;
+        q35_dtype dtype;
+    } known[] = {
+        {"float32", Q35_F32}, {"float16", Q35_F16}, {"bfloat16", Q35_BF16}, {"q8_0", Q35_Q8_0}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(name, known[i].name) == 0) {
+            *dtype = known[i].dtype;
             return 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "kv_dtype='%s': expected 'float32', 'float16' or 'bfloat16'",
-                 name);
+    PyErr_Format(PyExc_ValueError,
+                 "kv_dtype='%s': expected 'float32', 'float16', 'bfloat16' or 'q8_0'", name);
     return -1;
 }
 

@@ -56,6 +56,20 @@ def sample(name: str, count: int) -> NDArray[np.uint8]:
     return finite(name, np.frombuffer(stream, np.uint8).reshape(count, size))
 
 
+def weights(name: str, shape: tuple[int, int], seed: int) -> NDArray[np.uint8]:
+    """[rows, bytes]: a matrix of random codes whose numbers have the size of weights."""
+    size, halves = FIELDS[name]
+    each = 256 if size > 34 else 32
+    raw = np.random.default_rng(seed).integers(0, 256, (shape[0] * shape[1] // each, size), "u1")
+    for start in halves:
+        raw[:, start : start + 2] = (0, 0x14)  # 2^-10
+    if name == "iq1_m":  # the four high nibbles of its scales are 2^-11
+        raw[:, 49:56:2] = raw[:, 49:56:2] % 16 + np.array([0, 0, 0, 16], "u1")
+    if name == "mxfp4":
+        raw[:, 0] = 120
+    return raw.reshape(shape[0], -1)
+
+
 def digest(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """SHA-256 over the bits of float32 values, little-endian, as uint8 [32]."""
     bits = np.ascontiguousarray(values, dtype="<f4").tobytes()
