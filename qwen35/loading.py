@@ -1,8 +1,8 @@
-"""load(): from "tiny", a folder or a hub id to a Model.
+"""load(): from "tiny", a folder, a GGUF file or a hub id to a Model.
 
 Arguments are checked before anything is opened, the checkpoint before anything is copied. Weights
-stay in the mapped files as stored; only dtype="bfloat16" converts, and only matrices that are
-stored in another type.
+stay in the mapped files as stored; only quantize= and dtype="bfloat16" copy, and only matrices that
+are stored in another type.
 """
 
 import os
@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Blocks
-from .checkpoint import Checkpoint, open_checkpoint, pieces
+from .checkpoint import Checkpoint, open_checkpoint
 from .config import Config
-from .errors import ModelFormatError, UnsupportedModelError
+from .errors import ModelFormatError
 from .fields import nearest
-from .load_progress import LoadProgress, Report, reporting
+from .load_progress import LoadProgress, reporting
 from .machine import (
-    available_memory,
     default_threads,
     release_free_memory,
     thread_reason,
 )
-from .weight_files import Tensors
+from .prepare_weights import check_memory, quantize_weights, read_ahead, to_bfloat16
+from .quantize import check_recipe
 
 if TYPE_CHECKING:
     from .media import MediaLimits
@@ -72,6 +72,8 @@ def load(
         it and stay as they are); "bfloat16" converts weights stored otherwise, rounding to nearest
         even. In all but "float32" a vision tower of bf16 weights multiplies in 16-bit fixed point
         and bfloat16 where the processor does so faster (features within 4e-4 of the largest).
+    quantize: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", ...: matrices that are larger become such
+        blocks in memory (`quantize.RECIPES`). A GGUF file so made loads faster.
     context: tokens a session holds; default the trained length, at most 262,144, more only with
         YaRN.
     threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32";
@@ -99,7 +101,7 @@ def load(
     _check_count("context", context, MAX_CONTEXT)
     _check_count("threads", threads, MAX_THREADS)
     _check_limits(media_limits)
-    _refuse_later(quantize=quantize)
+    recipe = None if quantize is None else check_recipe(quantize)
     checkpoint = open_checkpoint(
         source,
         revision=revision,
@@ -112,11 +114,13 @@ def load(
         if rope_scaling is not None:
             checkpoint.config = checkpoint.config.with_rope_scaling(rope_scaling)
         _check_mtp(checkpoint, mtp)
-        _check_memory(checkpoint, dtype)
+        check_memory(checkpoint, dtype, recipe)
         with reporting(progress) as report:
-            _read_ahead(checkpoint.tensors, report)
+            read_ahead(checkpoint.tensors, report)
+            if recipe is not None:
+                quantize_weights(checkpoint, recipe, threads, report)
             if dtype == "bfloat16":
-                _to_bfloat16(checkpoint.tensors, report)
+                to_bfloat16(checkpoint.tensors, report)
         if check:
             checkpoint.check_finite()
         return _model(
@@ -174,13 +178,6 @@ def _check_limits(limits: Any) -> None:
         raise TypeError(f"media_limits: expected a qwen35.MediaLimits, got {type(limits).__name__}")
 
 
-def _refuse_later(*, quantize: Any) -> None:
-    if quantize is not None:
-        raise UnsupportedModelError(
-            f"quantize={quantize!r}: this version runs weights as they are stored; leave it out"
-        )
-
-
 def _kv_dtype(kv_dtype: str, dtype: str) -> str:
     if kv_dtype != "auto":
         return kv_dtype
@@ -217,71 +214,7 @@ def _check_mtp(checkpoint: Checkpoint, mtp: bool | str) -> None:
         warnings.warn(f"{found}; loading without them", stacklevel=3)
 
 
-# Weights
-
-
-def _check_memory(checkpoint: Checkpoint, dtype: str) -> None:
-    """Refuse copies that cannot fit; warn where the mapped files cannot stay in memory."""
-    tensors, free = checkpoint.tensors, available_memory()
-    if free is None:
-        return
-    spans = {name: tensors.span(name) for name in tensors}
-    converted = {name for name, span in spans.items() if dtype == "bfloat16" and _converts(span)}
-    copied = sum(
-        2 * span.nbytes // span.dtype.itemsize for n, span in spans.items() if n in converted
-    )
-    copied += sum(span.nbytes for span in spans.values() if not span.aligned)
-    if copied > free:
-        raise MemoryError(
-            f"{checkpoint.path}: {_gib(copied)} of weights must be copied (converted, or "
-            f"misaligned in their file) but {_gib(free)} are available; take a smaller model, or "
-            "free memory"
-        )
-    mapped = sum(file.nbytes for file in tensors.files)
-    if mapped > free and not copied:
-        warnings.warn(
-            f"{checkpoint.path}: {_gib(mapped)} of weights but {_gib(free)} of memory available; "
-            "parts will be read from disk again and again",
-            stacklevel=3,
-        )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
-def _read_ahead(tensors: Tensors, report: Report) -> None:
-    """Have the mapped files read into memory, with progress, unless they are larger than it."""
-    total = sum(file.nbytes for file in tensors.files)
-    free = available_memory()
-    if free is not None and total > free:
-        return
-    before = 0
-    for file in tensors.files:
-        for done in file.read_ahead():
-            report(before + done, total, "read")
-        before += file.nbytes
-
-
-def _converts(array: Any) -> bool:
-    """Whether dtype="bfloat16" converts it: matrices yes; vectors (norms, A_log) and blocks stay as
-    they are.
-    """
-    return len(array.shape) > 1 and array.dtype in (np.float32, np.float16)
-
-
-def _to_bfloat16(tensors: Tensors, report: Report) -> None:
-    """Replace matrices stored otherwise by bfloat16 copies, rounded to nearest even."""
-    todo = [name for name in tensors if _converts(tensors.span(name))]
-    total, done = sum(tensors.span(name).nbytes for name in todo), 0
-    for name in todo:
-        array: Any = tensors.stored(name)
-        result = np.empty(array.shape, BF16)
-        for source, target in zip(pieces(array), pieces(result), strict=True):
-            target[:] = source.astype(BF16)
-            done += source.nbytes
-            report(done, total, "convert")
-        tensors.replace(name, result)
+# The model
 
 
 def _model(

@@ -19,7 +19,7 @@ from checkpoints import (
 )
 
 import qwen35
-from qwen35 import loading
+from qwen35 import loading, prepare_weights
 from qwen35.errors import UnsupportedModelError
 
 INDEX = "model.safetensors.index.json"
@@ -70,7 +70,7 @@ def test_gguf_file_that_is_not_there(name: str) -> None:
         ({"mtp": "yes"}, ValueError, "mtp='yes'"),
         ({"vision": 1}, TypeError, "vision=1"),
         ({"local_files_only": None}, TypeError, "local_files_only=None"),
-        ({"quantize": "q8_0"}, UnsupportedModelError, "quantize='q8_0'"),
+        ({"quantize": "q9"}, UnsupportedModelError, "quantize='q9': expected one of"),
         ({"mmproj": "x.gguf"}, ValueError, "mmproj='x.gguf': belongs to a GGUF file"),
         ({"mmproj": 3}, TypeError, "mmproj: expected a str, a path or None, got int"),
         ({"progress": "bar"}, TypeError, "progress='bar'"),
@@ -188,7 +188,7 @@ def test_copies_that_cannot_fit(
     tmp_path: Path, monkeypatch: Any, settings: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
     write_checkpoint(tmp_path, tokenizer=False, **settings)
-    monkeypatch.setattr(loading, "available_memory", lambda: 100_000)
+    monkeypatch.setattr(prepare_weights, "available_memory", lambda: 100_000)
     with pytest.raises(MemoryError, match="GiB of weights must be copied .* GiB are available"):
         qwen35.load(tmp_path, **arguments)
 
@@ -196,7 +196,7 @@ def test_copies_that_cannot_fit(
 def test_mapped_weights_beyond_memory_warn(
     small: Path, monkeypatch: Any, made: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(loading, "available_memory", lambda: 100_000)
+    monkeypatch.setattr(prepare_weights, "available_memory", lambda: 100_000)
     with pytest.warns(UserWarning, match="read from disk again and again"):
         qwen35.load(small)
 
