@@ -135,7 +135,8 @@ def encode(
         if len(bad):
             row, column = map(int, bad[0])
             raise ValueError(
-                f"row {begin + row}, column {column} is {piece[row, column]}; expected a finite number"
+                f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite "
+                "number"
             )
         out[begin : begin + each] = _core.encode_blocks(type, piece, importance)
         return piece.size
