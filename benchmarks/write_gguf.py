@@ -107,16 +107,11 @@ def write_metadata(out: gguf.GGUFWriter, text: object) -> None:
     out.add_tokenizer_model("no_vocab")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
-    checkpoint = qwen35.loading.open_checkpoint(options.checkpoint)
+def write(source: Path, path: Path) -> None:
+    """The text model of a checkpoint folder as a GGUF file."""
+    checkpoint = qwen35.loading.open_checkpoint(source)
     text = checkpoint.config.text
-    out = gguf.GGUFWriter(options.out, "qwen35")
+    out = gguf.GGUFWriter(path, "qwen35")
     write_metadata(out, text)
     for name, x in checkpoint.tensors.items():
         if name.startswith(("mtp.", "model.visual.")):
@@ -131,6 +126,16 @@ def main() -> None:
     out.write_kv_data_to_file()
     out.write_tensors_to_file(progress=True)
     out.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    write(options.checkpoint, options.out)
 
 
 if __name__ == "__main__":
