@@ -1,4 +1,4 @@
-"""Batches of examples for training, the mixture they are drawn from, and the tower's own labels."""
+"""Batches of examples for training, and the mixture they are drawn from."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 import tasks
 import torch
 from model import Sight
-from patches import MERGE, Frame, parts, positions
+from patches import Frame, parts, positions
+from probes import Mention
 from render import Renderer, Row
-from tasks import SEEN, digits, example
+from tasks import SEEN, example
 from torch import Tensor
 
 MIXTURE = {
     "add": 0.44,
     "compare": 0.30,
     "needle": 0.22,
-    "sort": 0.11,
-    "reverse": 0.07,
-    "tool": 0.13,
-    "tool_result": 0.04,
+    "sort": 0.17,
+    "reverse": 0.10,
+    "tool": 0.20,
+    "tool_result": 0.10,
     "chat": 0.03,
     "copy": 0.01,
-    "count": 0.9,
+    "count": 1.1,
     "place": 1.0,
-    "color": 0.6,
+    "color": 0.4,
     "shape": 0.1,
     "describe": 0.4,
     "where": 0.3,
@@ -35,21 +36,23 @@ MIXTURE = {
     "way": 0.3,
     "first": 0.2,
 }
-KINDS = digits.FIRST_KIND + 10
-SEEN_SHARE = 0.65  # of examples that show something
 
 
 def mixture(accuracy: dict[str, float]) -> dict[tuple[str, bool], float]:
     """Weights of (task, thinking): the lower its held-out accuracy, the larger its share of its
-    group."""
+    group, and the lower the mean of a group (text, seen), the larger the group's."""
     groups: dict[bool, dict[tuple[str, bool], float]] = {True: {}, False: {}}
+    behind: dict[bool, list[float]] = {True: [], False: []}
     for task, share in MIXTURE.items():
+        seen = task in SEEN or task in ("describe", "where")
         for thinking in (False, True):
             reached = accuracy.get(task + ("/think" if thinking else ""), 0.65)
-            group = groups[task in SEEN or task in ("describe", "where")]
-            group[task, thinking] = share * max(0.25, 1.15 - reached)
+            groups[seen][task, thinking] = share * max(0.25, 1.15 - reached)
+            behind[seen].append(1.03 - reached)
+    means = {seen: sum(x) / len(x) for seen, x in behind.items()}
+    seen_share = min(0.75, max(0.45, means[True] / (means[True] + means[False])))
     out = {}
-    for seen, total in ((True, SEEN_SHARE), (False, 1 - SEEN_SHARE)):
+    for seen, total in ((True, seen_share), (False, 1 - seen_share)):
         scale = total / sum(groups[seen].values())
         out |= {k: v * scale for k, v in groups[seen].items()}
     return out
@@ -63,6 +66,7 @@ class Batch:
     weights: Tensor  # [B, T] of each position as a target
     sight: Sight | None
     frames: list[Frame]
+    mentions: list[Mention]
 
 
 class Batches:
@@ -119,27 +123,9 @@ def collate(rows: list[Row], pads: set[int]) -> Batch:
         at[:, i, :n] = torch.from_numpy(positions(row.ids, pads, (f.grid for f in row.frames)))
     frames = [f for row in rows for f in row.frames]
     if not frames:
-        return Batch(ids, weights, None, [])
+        return Batch(ids, weights, None, [], [])
     here = torch.isin(ids, torch.tensor(sorted(pads)))
     patches = torch.from_numpy(np.concatenate([f.pixels for f in frames]))
-    return Batch(ids, weights, Sight(patches, [f.grid for f in frames], here, at), frames)
-
-
-def targets(frames: list[Frame]) -> tuple[Tensor, Tensor, Tensor]:
-    """What each token's block of the image holds: (colours and shapes of things centred within it
-    or the digit shown [tokens, KINDS], where a centre lies in blocks [tokens, 2], whether one does
-    [tokens])."""
-    n = sum(f.tokens for f in frames)
-    kinds, where, any_ = np.zeros((n, KINDS)), np.zeros((n, 2)), np.zeros(n, bool)
-    start = 0
-    for f in frames:
-        h, w = (side // MERGE for side in f.grid)
-        for x, y, kind in f.labels:
-            if x is None:
-                kinds[start : start + f.tokens, kind] = 1
-                continue
-            column, row = min(int(x * w), w - 1), min(int(y * h), h - 1)
-            i = start + row * w + column
-            kinds[i, kind], where[i], any_[i] = 1, (x * w, y * h), True
-        start += f.tokens
-    return torch.from_numpy(kinds).float(), torch.from_numpy(where).float(), torch.from_numpy(any_)
+    sight = Sight(patches, [f.grid for f in frames], here, at)
+    mentions = [(i * T + j, f, label) for i, row in enumerate(rows) for j, f, label in row.mentions]
+    return Batch(ids, weights, sight, frames, mentions)

@@ -30,7 +30,8 @@ class Clip:
 
     def labels(self) -> list[list]:
         """What each pair of frames shows, from the pair's second frame."""
-        return [f.labels() for f in self.frames[1::2]]
+        pairs = zip(self.frames[::2], self.frames[1::2], strict=True)
+        return [second.labels(first) for first, second in pairs]
 
 
 def render(rng: Random, clip: Clip) -> np.ndarray:
@@ -55,8 +56,8 @@ def named(rng: Random, n: int) -> list[tuple[str, str]]:
 
 
 def path(rng: Random, scene: scenes.Scene, way: str, steps: int) -> list[scenes.Thing] | None:
-    """The first thing of a scene on its way across 20 to 40 pixels; None where another is hit."""
-    t, (dx, dy), far = scene.things[0], WAYS[way], rng.uniform(20, 40)
+    """The first thing of a scene on its way across 24 to 40 pixels; None where another is hit."""
+    t, (dx, dy), far = scene.things[0], WAYS[way], rng.uniform(24, 40)
     shares = [i / (steps - 1) for i in range(steps)]
     out = [replace(t, x=t.x + dx * far * s, y=t.y + dy * far * s) for s in shares]
     end, r = out[-1], t.size / 2
@@ -72,7 +73,7 @@ def path(rng: Random, scene: scenes.Scene, way: str, steps: int) -> list[scenes.
 def canvas(rng: Random) -> tuple[int, int, int, int]:
     """(height, width, frames, frames per second)."""
     height, width = rng.choice(((64, 64), (64, 64), (64, 96), (96, 64)))
-    return height, width, rng.choice((4, 6, 8)), rng.choice((2, 4))
+    return height, width, rng.choice((4, 6)), rng.choice((2, 4))
 
 
 def moving(rng: Random, held: bool) -> Clip:

@@ -74,7 +74,7 @@ def digit(rng: Random, held: bool, level: float) -> tasks.Example:
         )
         parts = [{"type": "image", "image": image}, {"type": "text", "text": text}]
         messages.append({"role": "user", "content": parts})
-        labels.append([(None, None, [FIRST_KIND + value])])
+        labels.append([scenes.Label((FIRST_KIND + value,))])
         if held or rng.random() < 0.25:
             return tasks.Example(
                 "digit", messages, str(value), f"It looks like {value}.", labels=labels

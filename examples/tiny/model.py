@@ -315,6 +315,12 @@ class TinyModel(torch.nn.Module):
     ) -> Tensor:
         """Hidden states after the final norm, what the head sees. ids [B, T] -> [B, T, D]; features
         are `see(sight)` where the caller has them already."""
+        return self.trunk(ids, sight, features)[0]
+
+    def trunk(
+        self, ids: Tensor, sight: Sight | None = None, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`hidden`, and the residual stream after the first full attention [B, T, D]."""
         if sight is not None and features is None:
             features = self.see(sight)
         T, positions = ids.shape[1], sight.positions if sight else None
@@ -324,9 +330,12 @@ class TinyModel(torch.nn.Module):
             x = F.pad(x, (0, 0, 0, more))
             positions = F.pad(positions, (0, more)) if sight else None
         rope = self.rope(x.shape[1], positions)
-        for i, kind in enumerate(self.t["layer_types"]):
+        kinds = self.t["layer_types"]
+        for i, kind in enumerate(kinds):
             x = self.layer(f"{ROOT}layers.{i}.", kind, x, rope)
-        return self.norm(x, ROOT + "norm.weight")[:, :T]
+            if i == kinds.index("full_attention"):
+                early = x
+        return self.norm(x, ROOT + "norm.weight")[:, :T], early[:, :T]
 
     def mtp_hidden(self, ids: Tensor, hidden: Tensor, sight: Sight | None = None) -> Tensor:
         """The MTP layer's states: position t holds hidden t and token t+1, predicts t+2. -> [B,

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import patches
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tasks import Example
+from tasks import Example, scenes
 from tokenizers import Tokenizer
 
+COLOR, SHAPE = "|".join(scenes.COLORS), "|".join(scenes.SHAPES)
+NAMES = re.compile(rf"\b({COLOR}) ({SHAPE})\b|\bthe ({SHAPE})\b|\b({COLOR}) object\b")
 PADS = re.compile("|".join(map(re.escape, patches.PADS.values())))
 
 
@@ -24,6 +26,7 @@ class Row:
     weights: list[float]  # of each id as a target; earlier assistant turns carry loss too
     start: int  # length of the prompt
     frames: list[patches.Frame]
+    mentions: list[tuple[int, patches.Frame, scenes.Label]]  # tokens that end a thing's name
 
 
 class Renderer:
@@ -71,9 +74,16 @@ class Renderer:
         prompt, frames = self.expand(prompt, example)
         for frame, labels in zip(frames, example.labels, strict=bool(example.labels)):
             frame.labels = labels
-        head = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        tail = self.tokenizer.encode(completion, add_special_tokens=False).ids
-        return Row(head + tail, self.learned(head) + [1.0] * len(tail), len(head), frames)
+        parts = [self.tokenizer.encode(t, add_special_tokens=False) for t in (prompt, completion)]
+        head, tail = (part.ids for part in parts)
+        known, mentions = names(frames), []
+        for text, part, start in zip((prompt, completion), parts, (0, len(head)), strict=True):
+            for name in NAMES.finditer(text) if known else ():
+                token = part.char_to_token(name.end() - 1)
+                if token is not None and name[0] in known:
+                    mentions.append((start + token, *known[name[0]]))
+        weights = self.learned(head) + [1.0] * len(tail)
+        return Row(head + tail, weights, len(head), frames, mentions)
 
     def expand(self, prompt: str, example: Example) -> tuple[str, list[patches.Frame]]:
         """A rendered prompt with a placeholder for every token of an image or video, and what the
@@ -99,6 +109,20 @@ class Renderer:
             inside = inside and head[i] != end
             i += 1
         return weights
+
+
+def names(frames: list[patches.Frame]) -> dict[str, tuple[patches.Frame, scenes.Label]]:
+    """How things of an image or of a video's frames can be named where only one is meant, and the
+    last frame that shows it."""
+    found: dict[str, list] = {}
+    for frame in frames:
+        here: dict[str, list] = {}
+        for label in frame.labels:
+            color, _, shape = label.name.partition(" ")
+            for name in (label.name, f"the {shape}", f"{color} object") if shape else ():
+                here.setdefault(name, []).append((frame, label))
+        found |= here
+    return {name: things[0] for name, things in found.items() if len(things) == 1}
 
 
 def fail(message: str) -> None:

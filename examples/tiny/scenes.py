@@ -47,6 +47,17 @@ class Thing:
         return f"{self.color} {self.shape}"
 
 
+@dataclass(frozen=True)
+class Label:
+    """What is to be told of one thing in one image or pair of video frames; `batches.targets`."""
+
+    kinds: tuple[int, ...]  # the numbers of its colour and its shape, or of the digit
+    name: str = ""
+    at: tuple[float, float] | None = None  # x, y of its centre as shares of the canvas
+    step: tuple[float, float] = (0.0, 0.0)  # pixels it moves within the pair
+    alike: tuple[int, int, int] | None = None  # things of its colour, of its shape, and at all
+
+
 @dataclass
 class Scene:
     """Things on a canvas of height x width pixels."""
@@ -55,14 +66,28 @@ class Scene:
     width: int
     things: list[Thing]
 
-    def labels(self) -> list[tuple[float, float, list[int]]]:
-        """(x, y, kinds) of every thing: its centre as a share of the canvas, and the numbers of its
-        colour and its shape."""
-        kinds = [*COLORS, *SHAPES]
-        return [
-            (t.x / self.width, t.y / self.height, [kinds.index(t.color), kinds.index(t.shape)])
-            for t in self.things
-        ]
+    def labels(self, before: Scene | None = None) -> list[Label]:
+        """A label for every thing; `before` is the pair's earlier frame."""
+        known, was = [*COLORS, *SHAPES], {t.name: t for t in (before or self).things}
+        out = []
+        for t in self.things:
+            start = was.get(t.name, t) if before else t
+            alike = [[getattr(o, n) for o in self.things] for n in ("color", "shape")]
+            out.append(
+                Label(
+                    (known.index(t.color), known.index(t.shape)),
+                    t.name,
+                    (t.x / self.width, t.y / self.height),
+                    (t.x - start.x, t.y - start.y),
+                    (alike[0].count(t.color), alike[1].count(t.shape), len(self.things)),
+                )
+            )
+        return out
+
+    def reading(self, things: Iterable[Thing]) -> list[str]:
+        """Names in reading order: by rows of the model's blocks, each from left to right."""
+        rows = max(1, round(self.height / 32))
+        return [t.name for t in sorted(things, key=lambda t: (int(t.y / self.height * rows), t.x))]
 
 
 def distance(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -164,11 +189,6 @@ def make(rng: Random, held: bool, low: int, top: int) -> Scene:
             return scene
 
 
-def across(things: Iterable[Thing]) -> list[str]:
-    """Names from left to right."""
-    return [t.name for t in sorted(things, key=lambda t: t.x)]
-
-
 def count(rng: Random, scene: Scene) -> Question | None:
     """How many things, or how many of a colour or shape."""
     kind = rng.random()
@@ -183,7 +203,7 @@ def count(rng: Random, scene: Scene) -> Question | None:
         color = rng.choice(sorted(near)) if rng.random() < 0.85 else rng.choice(list(COLORS))
         hits, what = [t for t in scene.things if t.color == color], f"{color} objects"
     text = rng.choice((f"How many {what} are there?", f"How many {what} do you see?"))
-    return text, str(len(hits)), ", ".join(across(hits)) or "none"
+    return text, str(len(hits)), ", ".join(scene.reading(hits)) or "none"
 
 
 def only(scene: Scene, attribute: str) -> list[Thing]:
@@ -235,9 +255,9 @@ def relation(rng: Random, scene: Scene) -> Question | None:
 
 
 def describe(rng: Random, scene: Scene) -> Question | None:
-    """All names from left to right; practice only."""
-    listed = ", ".join(across(scene.things))
-    return rng.choice(("What do you see?", "What is in the image?")), listed, "From left to right."
+    """All names in reading order; practice only."""
+    listed = ", ".join(scene.reading(scene.things))
+    return rng.choice(("What do you see?", "What is in the image?")), listed, "From top to bottom."
 
 
 def where(rng: Random, scene: Scene) -> Question | None:

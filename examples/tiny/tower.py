@@ -7,6 +7,7 @@ frame -> 2 x 2 merger -> [P / 4, D of the text model]
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import torch
@@ -68,6 +69,20 @@ def places(h: int, w: int, side: int, merge: int) -> tuple[Tensor, Tensor, Tenso
     return at, torch.stack(index, 1), torch.stack(scale, 1)
 
 
+Groups = tuple[list[tuple[Tensor, int]], Tensor]
+
+
+def groups(lengths: list[int]) -> Groups:
+    """Frames of one length together, so that none is padded: (the patches of each group and their
+    length), and where each patch of the frames' order lies behind the last group's."""
+    first = [0, *itertools.accumulate(lengths)]
+    parts = []
+    for n in sorted(set(lengths)):
+        starts = torch.tensor([i for i, m in zip(first, lengths, strict=False) if m == n])
+        parts.append(((starts[:, None] + torch.arange(n)).flatten(), n))
+    return parts, torch.cat([rows for rows, _ in parts]).argsort()
+
+
 class Tower:
     """The tower's forward pass over weights `w`; products in `dtype`, the rest in f32."""
 
@@ -98,34 +113,31 @@ class Tower:
         freq = 10000.0 ** (-torch.arange(0, self.head_dim // 2, 2) / (self.head_dim // 2))
         angle = (at[:, :, None] * freq).flatten(1)[:, None]  # [P, 1, head_dim / 2]
         rope = angle.cos(), angle.sin()
-        lengths = torch.tensor([h * w for h, w in grids])
-        longest = int(lengths.max())
-        inside = torch.arange(longest) < lengths[:, None]
-        slots = inside.flatten().nonzero()[:, 0]  # where each patch lies in [frames, longest]
+        alike = groups([h * w for h, w in grids])
         for i in range(self.v["depth"]):
             b = f"blocks.{i}."
             h = self.linear(self.norm(x, b + "norm1"), b + "attn.qkv")
-            x = x + self.linear(self.attend(h, rope, inside, slots), b + "attn.proj")
+            x = x + self.linear(self.attend(h, rope, alike), b + "attn.proj")
             h = self.linear(self.norm(x, b + "norm2"), b + "mlp.linear_fc1")
             x = x + self.linear(F.gelu(h, approximate="tanh"), b + "mlp.linear_fc2")
         merged = x.shape[-1] * self.v["spatial_merge_size"] ** 2
         x = self.linear(self.norm(x, "merger.norm").reshape(-1, merged), "merger.linear_fc1")
         return self.linear(F.gelu(x), "merger.linear_fc2")
 
-    def attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor], inside: Tensor, slots: Tensor):
+    def attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor], alike: Groups) -> Tensor:
         """Attention of each patch over its frame. qkv [P, 3 D] -> [P, D]."""
-        frames, longest = inside.shape
         cos, sin = rope
         q, k, v = qkv.reshape(len(qkv), 3, self.heads, self.head_dim).unbind(1)
 
-        def spread(x: Tensor, turn: bool) -> Tensor:
-            if turn:
-                a, b = x.chunk(2, -1)
-                x = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-            out = x.new_zeros(frames * longest, self.heads, self.head_dim).index_copy(0, slots, x)
-            return out.reshape(frames, longest, self.heads, -1).transpose(1, 2).to(self.dtype)
+        def turn(x: Tensor) -> Tensor:
+            a, b = x.chunk(2, -1)
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-        q, k, v = spread(q * self.head_dim**-0.5, True), spread(k, True), spread(v, False)
-        scores = (q @ k.mT).float().masked_fill(~inside[:, None, None], -1e4)
-        o = (scores.softmax(-1).to(self.dtype) @ v).transpose(1, 2)
-        return o.reshape(frames * longest, -1)[slots]
+        q, k, v = (x.to(self.dtype) for x in (turn(q * self.head_dim**-0.5), turn(k), v))
+        parts, back = alike
+        out = []
+        for rows, n in parts:
+            a, b, c = (x[rows].unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))
+            scores = (a @ b.mT).float().softmax(-1).to(self.dtype)
+            out.append((scores @ c).transpose(1, 2).flatten(0, 1))
+        return torch.cat(out)[back].flatten(1)

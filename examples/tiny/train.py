@@ -23,10 +23,11 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from batches import KINDS, Batch, Batches, collate, mixture, targets
+from batches import Batch, Batches, collate, mixture
 from model import TinyModel, init_weights, load_config, load_weights, save_weights
 from muon import Muon
 from patches import Frame
+from probes import Probes
 from render import Renderer
 from tasks import EVALUATED, example
 from tower import init_vision
@@ -34,30 +35,15 @@ from tower import init_vision
 FOLDER = Path(__file__).resolve().parents[2] / "qwen35" / "tiny"
 
 
-def loss_of(
-    model: TinyModel, batch: Batch, features: torch.Tensor | None, mtp: bool
+def next_token_loss(
+    model: TinyModel, hidden: torch.Tensor, batch: Batch, shift: int = 1
 ) -> torch.Tensor:
-    """Mean cross entropy over supervised tokens; a batch with few of them counts for less."""
-    ids, weights = batch.ids, batch.weights
-    if mtp:
-        with torch.no_grad():
-            hidden = model.hidden(ids, batch.sight)
-        hidden, shift = model.mtp_hidden(ids, hidden, batch.sight), 2
-    else:
-        hidden, shift = model.hidden(ids, batch.sight, features), 1
-    at = weights[:, shift:] > 0
+    """Mean cross entropy over supervised tokens, `shift` positions after the hidden state; a batch
+    with few of them counts for less."""
+    ids, at = batch.ids, batch.weights[:, shift:] > 0
     logits = model.logits(hidden[:, : ids.shape[1] - shift][at])
     loss = F.cross_entropy(logits, ids[:, shift:][at], reduction="none")
     return loss.sum() / max(200, at.sum())
-
-
-def probe_loss(probe: torch.nn.Linear, features: torch.Tensor, frames: list) -> torch.Tensor:
-    """How badly a linear layer reads from each of the tower's tokens what its block shows."""
-    kinds, where, any_ = targets(frames)
-    got = probe(features)
-    loss = F.binary_cross_entropy_with_logits(got[:, :KINDS], kinds, reduction="none")
-    off = (got[:, KINDS:] - where).square().sum(-1)
-    return loss.sum(-1).mean() + (off * any_).mean()
 
 
 @torch.no_grad()
@@ -115,13 +101,13 @@ class Run:
             known = load_weights(args.start)
             weights |= {n: x for n, x in known.items() if x.shape == weights[n].shape}
         self.model = TinyModel(self.cfg, weights)
-        self.probe = torch.nn.Linear(self.cfg["text_config"]["hidden_size"], KINDS + 2)
+        self.probes = Probes(self.cfg["text_config"]["hidden_size"])
         self.batches = Batches(self.renderer, args.seed, args.tokens)
         if held:
             self.seconds, self.step, self.mtp = held["seconds"], held["step"], held["mtp"]
             self.accuracy = held["accuracy"]
             self.batches.rng.setstate(held["rng"])
-            self.probe.load_state_dict(held["probe"])
+            self.probes.load_state_dict(held["probes"])
         self.optimizers = self.make_optimizers()
         if held:
             for (o, _), state in zip(self.optimizers, held["optimizers"], strict=True):
@@ -133,7 +119,7 @@ class Run:
         if self.mtp:
             return optimizers({n: p for n, p in named.items() if "mtp." in n}, self.args.lr)
         seeing = {n: p for n, p in named.items() if ".visual." in n}
-        seeing |= {"probe." + n: p for n, p in self.probe.named_parameters()}
+        seeing |= {"probe." + n: p for n, p in self.probes.named_parameters()}
         text = {n: p for n, p in named.items() if n not in seeing and "mtp." not in n}
         return optimizers(text, self.args.lr) + optimizers(seeing, self.args.tower_lr)
 
@@ -142,7 +128,7 @@ class Run:
         torch.save(
             {
                 "weights": {n: p.detach() for n, p in self.model.w.items()},
-                "probe": self.probe.state_dict(),
+                "probes": self.probes.state_dict(),
                 "optimizers": [o.state_dict() for o, _ in self.optimizers],
                 "rng": self.batches.rng.getstate(),
                 "seconds": self.seconds,
@@ -164,20 +150,20 @@ class Run:
 
     def rate(self) -> float:
         """Share of the peak learning rates: a short warm-up, flat, then linearly to zero over the
-        last 60 %; the same for MTP. Flat while the tower learns alone."""
+        last 60 %; so for the tower alone, for trunk and tower together, and for MTP."""
         t = self.level()
         if t < 0:
-            return min(1.0, self.seconds / 30 + 0.02)
-        if self.mtp:
+            t = self.seconds / 60 / self.args.tower_minutes
+        elif self.mtp:
             t = (self.seconds / 60 - self.args.minutes) / max(1e-6, self.args.mtp_minutes)
         return min(1.0, t / 0.02 + 0.02, max(0.0, (1 - t) / 0.6))
 
     def one_step(self) -> tuple[float, float, int]:
-        """(loss, the probe's loss, tokens) of one optimizer step."""
-        if self.level() < 0:
-            frames = self.batches.extra(4 * self.args.extra)
+        """(loss, the probes' loss, tokens) of one optimizer step."""
+        if alone := self.level() < 0:
+            frames = self.batches.extra(self.args.tower_batch)
             loss, tokens = torch.zeros(()), sum(f.tokens for f in frames)
-            extra = probe_loss(self.probe, self.see(frames), frames)
+            extra = self.probes.seen(self.see(frames), frames)
         else:
             loss, extra, tokens = self.joint_loss()
         for o, _ in self.optimizers:
@@ -186,24 +172,32 @@ class Run:
         params = [p for o, _ in self.optimizers for g in o.param_groups for p in g["params"]]
         torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], 1.0)
         rate = self.rate()
-        for o, peak in self.optimizers:
+        for i, (o, peak) in enumerate(self.optimizers):
+            calm = self.args.tower_calm if i >= 2 and not alone else 1.0
             for group in o.param_groups:
-                group["lr"] = rate * peak
+                group["lr"] = rate * peak * calm
             if any(p.grad is not None for p in o.param_groups[0]["params"]):
                 o.step()
         return loss.item(), extra.item(), tokens
 
     def joint_loss(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """(loss, the probe's loss, tokens) of trunk and tower on one batch, or of the MTP layer."""
+        """(loss, the probes' loss, tokens) of trunk and tower on one batch, or of the MTP layer."""
         level = 1 - (1 - self.level()) * (1 - self.args.start_level)
         batch = self.batches.next(level, mixture(self.accuracy))
+        model, ids = self.model, batch.ids
         if self.mtp:
-            return loss_of(self.model, batch, None, True), torch.zeros(()), batch.ids.numel()
+            with torch.no_grad():
+                hidden = model.hidden(ids, batch.sight)
+            hidden = model.mtp_hidden(ids, hidden, batch.sight)
+            return next_token_loss(model, hidden, batch, 2), torch.zeros(()), ids.numel()
         frames = batch.frames + self.batches.extra(self.args.extra)
         features = self.see(frames)
         seen = features[: sum(f.tokens for f in batch.frames)]
-        extra = probe_loss(self.probe, features, frames)
-        return loss_of(self.model, batch, seen, False), extra, batch.ids.numel()
+        extra = self.probes.seen(features, frames)
+        hidden, early = model.trunk(ids, batch.sight, seen)
+        if batch.mentions:
+            extra = extra + self.probes.named(early.flatten(0, 1), batch.mentions)
+        return next_token_loss(model, hidden, batch), extra, ids.numel()
 
     def see(self, frames: list[Frame]) -> torch.Tensor:
         """The tower's features of frames."""
@@ -270,7 +264,11 @@ def main() -> None:
     ap.add_argument(
         "--tower-minutes", type=float, default=10, help="of --minutes, for the tower alone"
     )
-    ap.add_argument("--extra", type=int, default=24, help="examples a step for the tower alone")
+    ap.add_argument("--tower-batch", type=int, default=96, help="examples a step meanwhile")
+    ap.add_argument(
+        "--tower-calm", type=float, default=0.2, help="share of its learning rate afterwards"
+    )
+    ap.add_argument("--extra", type=int, default=12, help="examples a step to practise on then")
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument(
         "--eval-minutes", type=float, default=5, help="between evaluations and checkpoints"
