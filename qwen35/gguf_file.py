@@ -8,7 +8,6 @@ to `general.alignment`; the data. Source: ggml's docs/gguf.md. A model may come 
 was compared with the file's size. Does not know what the tensors mean (gguf_names.py).
 """
 
-import contextlib
 import itertools
 import math
 import mmap
@@ -26,6 +25,7 @@ from .errors import ModelFormatError, UnsupportedModelError
 from .gguf_metadata import UINT32, Cursor, Metadata, read_metadata
 from .gguf_types import REFUSED, TYPES, GgmlType
 from .json_file import open_regular, shown
+from .mapped_file import MappedFile
 
 MAX_DIMS = 4
 MAX_NAME = 64  # bytes, the format's own limit
@@ -59,15 +59,14 @@ class GgufSpan:
         return self.nbytes // self.rows
 
 
-class GgufFile(Mapping[str, NDArray[Any]]):
+class GgufFile(MappedFile[GgufSpan]):
     """The tensors of one file, in file order: read-only views, made when asked for.
 
-    Plain types come in their shape; block types as uint8 [rows, row_bytes]. A view keeps the
-    mapping alive, also after close(). `spans` and `metadata` are there without touching the data.
+    Plain types come in their shape; block types as uint8 [rows, row_bytes]. `spans` and `metadata`
+    are there without touching the data.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < 24:
@@ -76,7 +75,7 @@ class GgufFile(Mapping[str, NDArray[Any]]):
                     "24; download it again"
                 )
             data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        self._map: mmap.mmap | None = data
+        super().__init__(path, data)
         cursor = Cursor(data, str(path))
         tensors, keys = _read_header(cursor)
         self.metadata: Metadata = read_metadata(cursor, keys)
@@ -84,53 +83,13 @@ class GgufFile(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         span = self.spans[name]
-        if self._map is None:
-            raise ValueError(f"{self.path}: closed")
         kind = span.type
         dtype = np.dtype(np.uint8) if kind.dtype is None else kind.dtype
         shape = (span.rows, span.row_bytes) if kind.dtype is None else span.shape
-        flat = np.frombuffer(self._map, dtype, span.nbytes // dtype.itemsize, span.begin)
+        flat = np.frombuffer(self.opened(), dtype, span.nbytes // dtype.itemsize, span.begin)
         array = flat.reshape(shape)
         array.flags.writeable = False
         return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.spans)
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return len(self._map) if self._map is not None else 0
-
-    def check_unchanged(self) -> None:
-        """Raise ModelFormatError when the mapped file has another size now: reading on could kill
-        the process.
-        """
-        if self._map is not None and self._map.size() != len(self._map):
-            raise ModelFormatError(
-                f"{self.path}: the file has {self._map.size()} bytes now and had {len(self._map)} "
-                "when it was loaded; load the model again (replace files by renaming, never in "
-                "place)"
-            )
-
-    def read_ahead(self, chunk_bytes: int = 64 << 20) -> Iterator[int]:
-        """Ask the system to read the file into its cache, piece by piece, yielding the bytes done.
-
-        Costs milliseconds where the file is cached, else about the reading itself.
-        """
-        for begin in range(0, self.nbytes, chunk_bytes):
-            length = min(chunk_bytes, self.nbytes - begin)
-            if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):
-                with contextlib.suppress(OSError):  # advice only
-                    self._map.madvise(mmap.MADV_WILLNEED, begin, length)
-            yield begin + length
-
-    def close(self) -> None:
-        """Let go of the mapping; it goes away with its last view and with `metadata`."""
-        self._map = None
 
 
 class GgufModel(Mapping[str, NDArray[Any]]):

@@ -6,13 +6,11 @@ and end with the file, so a truncated, padded or overlapping file is found befor
 is used. Nothing is trusted before it was compared with the file's size.
 """
 
-import contextlib
 import itertools
 import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import ModelFormatError, UnsupportedModelError
 from .json_file import open_regular, parse_json, shown
+from .mapped_file import MappedFile
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMS = 8
@@ -50,80 +49,42 @@ class Span:
         return self.begin % self.dtype.itemsize == 0
 
 
-class SafetensorsFile(Mapping[str, NDArray[Any]]):
+class SafetensorsFile(MappedFile[Span]):
     """The tensors of one file, in file order: read-only views, made when asked for.
 
-    A tensor whose data is not aligned for its dtype is copied at its first use. A view keeps the
-    mapping alive, also after close(). `spans` tells shapes and dtypes without touching the data.
+    A tensor whose data is not aligned for its dtype is copied at its first use. `spans` tells
+    shapes and dtypes without touching the data.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             header, start = _read_header(file, size, str(path))
             self.spans = {span.name: span for span in _spans(header, start, size, str(path))}
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            super().__init__(path, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
         self._copies: dict[str, NDArray[Any]] = {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         span = self.spans[name]
         if name in self._copies:
             return self._copies[name]
-        if self._map is None:
-            raise ValueError(f"{self.path}: closed")
+        data = self.opened()
         if span.nbytes == 0:
             array = np.empty(span.shape, span.dtype)
         elif span.aligned:
-            flat = np.frombuffer(
-                self._map, span.dtype, span.nbytes // span.dtype.itemsize, span.begin
-            )
+            flat = np.frombuffer(data, span.dtype, span.nbytes // span.dtype.itemsize, span.begin)
             array = flat.reshape(span.shape)
         else:
             array = np.empty(span.shape, span.dtype)
-            data = np.frombuffer(self._map, np.uint8, span.nbytes, span.begin)
-            array.reshape(-1).view(np.uint8)[:] = data
+            raw = np.frombuffer(data, np.uint8, span.nbytes, span.begin)
+            array.reshape(-1).view(np.uint8)[:] = raw
             self._copies[name] = array
         array.flags.writeable = False
         return array
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.spans)
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return len(self._map) if self._map is not None else 0
-
-    def check_unchanged(self) -> None:
-        """Raise ModelFormatError when the mapped file has another size now: reading on could kill
-        the process.
-        """
-        if self._map is not None and self._map.size() != len(self._map):
-            raise ModelFormatError(
-                f"{self.path}: the file has {self._map.size()} bytes now and had {len(self._map)} "
-                "when it was loaded; load the model again (replace files by renaming, never in "
-                "place)"
-            )
-
-    def read_ahead(self, chunk_bytes: int = 64 << 20) -> Iterator[int]:
-        """Ask the system to read the file into its cache, piece by piece, yielding the bytes done.
-
-        Costs milliseconds where the file is cached, else about the reading itself.
-        """
-        for begin in range(0, self.nbytes, chunk_bytes):
-            length = min(chunk_bytes, self.nbytes - begin)
-            if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):
-                with contextlib.suppress(OSError):  # advice only
-                    self._map.madvise(mmap.MADV_WILLNEED, begin, length)
-            yield begin + length
-
     def close(self) -> None:
         """Let go of the mapping; it goes away with its last view."""
-        self._map = None
+        super().close()
         self._copies = {}
 
 
