@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": ("cli_chat", "talk in turns"),
     "info": ("cli_info", "what a model is and needs, from its headers alone"),
     "bench": ("cli_bench", "measure tokens per second"),
+    "eval": ("cli_eval", "how close quantized models are to their reference"),
     "doctor": ("cli_doctor", "what this machine and installation offer"),
 }
 EXPECTED = (Error, OSError, ValueError, TypeError, MemoryError, ImportError)

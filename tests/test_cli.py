@@ -53,7 +53,7 @@ def qwen35(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands_and_every_command_has_examples() -> None:
     done = qwen35("--help")
     assert done.returncode == 0
-    for command in ("run", "chat", "info", "bench", "doctor"):
+    for command in ("run", "chat", "info", "bench", "eval", "doctor"):
         assert command in done.stdout
         detail = cli.build_parser()
         with pytest.raises(SystemExit) as exit_:
@@ -61,7 +61,7 @@ def test_help_lists_the_commands_and_every_command_has_examples() -> None:
         assert exit_.value.code == 0
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "info", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["run", "chat", "info", "bench", "eval", "doctor"])
 def test_help_of_a_command_shows_how_it_is_used(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
