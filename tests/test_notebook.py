@@ -152,7 +152,7 @@ needs_tiny = pytest.mark.skipif(not TINY.exists(), reason="this build holds no e
 
 
 @needs_tiny
-@pytest.mark.parametrize("name", ["ask", "async_stream", "sessions", "tools"])
+@pytest.mark.parametrize("name", ["ask", "async_stream", "fidelity", "sessions", "tools"])
 def test_examples_run(name: str) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py"],
