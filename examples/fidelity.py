@@ -34,10 +34,10 @@ def conversations(model: qwen35.Model) -> list[int]:
 
 budget = int(float(sys.argv[1] if len(sys.argv) > 1 else "5.6") * 1e6)
 with ExitStack() as stack:
-    reference = stack.enter_context(qwen35.load("tiny", context=4096))
+    reference = stack.enter_context(qwen35.load("tiny", context=4096, threads=1))
     models = {"bf16": reference}
     for recipe in RECIPES:
-        models[recipe] = stack.enter_context(qwen35.load("tiny", quantize=recipe))
+        models[recipe] = stack.enter_context(qwen35.load("tiny", quantize=recipe, threads=1))
     results = fidelity.measure(models, reference, conversations(reference), context=CONTEXT)
     print(fidelity.table(results))
     best = fidelity.choose(results, budget)

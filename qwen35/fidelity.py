@@ -33,6 +33,7 @@ from .fidelity_models import check_vocabulary, main_type, open_models, text_size
 from .fidelity_report import html, plot, table, to_json
 from .layer_errors import LayerErrors, layer_errors
 from .progress import Progress, bar_for
+from .prompt import check_ids
 
 if TYPE_CHECKING:
     from .model import Model
@@ -51,7 +52,7 @@ __all__ = [
     "to_json",
 ]
 
-PIECE = 1 << 22  # logits that are float64 at a time
+PIECE = 1 << 18  # logits that are float64 at a time: a row of the released vocabulary
 Source = Any  # what `load` takes, or a Model
 
 
@@ -218,13 +219,7 @@ def choose(results: Iterable[Fidelity], budget_bytes: float) -> Fidelity:
 def _ids(text: Any, base: Model, *, special: bool) -> NDArray[np.int32]:
     if isinstance(text, str):
         return np.array(base.tokenize(text, special=special), np.int32)
-    found = np.asarray(text)
-    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise TypeError(
-            f"text: expected a str or a list of token ids, got {type(text).__name__} of "
-            f"{found.dtype} {list(found.shape)}"
-        )
-    return found.astype(np.int32)
+    return check_ids(text, vocab_size=base.config.text.vocab_size, where="text")
 
 
 def _windows(ids: NDArray[np.int32], context: int) -> list[NDArray[np.int32]]:

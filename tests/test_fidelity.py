@@ -15,6 +15,8 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+from gguf_writer import text_metadata, write_gguf
+from test_gguf_checkpoint import written
 
 import qwen35
 from qwen35 import cli, fidelity
@@ -235,7 +237,8 @@ def test_wrong_arguments(pair: tuple[Any, Any], tmp_path: Path) -> None:
         (ValueError, "context=2: expected at least 3", {"context": 2}),
         (TypeError, "context=1.5: expected an integer", {"context": 1.5}),
         (ValueError, "loaded for 64 tokens and a window takes context=65", {"context": 65}),
-        (TypeError, "text: expected a str or a list of token ids", {"text": [0.5]}),
+        (ValueError, r"text\[1\]: token id 99999999 is outside", {"text": [1, 99999999]}),
+        (TypeError, "text: expected text or a sequence of token ids", {"text": 5}),
         (TypeError, "reference: expected a loaded model", {"reference": None}),
         (TypeError, r"models\['a'\]: expected a loaded model", {"models": {"a": 3}}),
         (ValueError, "models: expected at least one", {"models": []}),
@@ -293,6 +296,25 @@ def test_layer_errors_are_those_of_the_decoded_numbers(tmp_path: Path) -> None:
         with qwen35.load("tiny", quantize="q4_0", mtp=False, threads=1) as other:
             with pytest.raises(ValueError, match="expected a model quantized from the reference"):
                 fidelity.layer_errors(other, reference)
+
+
+def test_gguf_files_by_path(tmp_path: Path) -> None:
+    """Another order of value heads would be an error of about 2; 8 bits are 2e-5 off."""
+    paths = {
+        kind: write_gguf(tmp_path / f"{kind}.gguf", text_metadata(), written(kind))
+        for kind in ("F32", "Q8_0")
+    }
+    ids = list(np.random.default_rng(1).integers(0, 24, 40))
+    (got,) = fidelity.measure(str(paths["Q8_0"]), paths["F32"], ids, context=20, threads=1)
+    assert (got.name, got.type, got.same_size) == ("Q8_0", "q8_0", True)
+    assert (got.kl > 0, got.scored) == (True, 18)
+    with (
+        qwen35.load(paths["F32"], mtp=False) as reference,
+        qwen35.load(paths["Q8_0"], mtp=False) as model,
+    ):
+        errors = fidelity.layer_errors(model, reference)
+    assert len(errors.layers) == 4
+    assert all(0 < matrix.error < 1e-4 for matrix in errors.matrices)
 
 
 # ---- end to end ----------------------------------------------------------------------------------
