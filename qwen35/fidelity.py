@@ -63,6 +63,7 @@ class Fidelity:
     """
 
     name: str
+    reference: str  # its name
     type: str  # that most weights of the text model are stored in
     perplexity: float  # exp of the mean negative log-likelihood of the scored tokens
     perplexity_error: float
@@ -147,22 +148,20 @@ def measure(
             check_vocabulary(name, model, base, text, ids, special=special)
         windows = _windows(ids if tokens is None else ids[:tokens], context)
         tallies = {name: _Tally() for name in named}
-        report = _reporter(progress, stack)
         others = [name for name, model in named.items() if model is not base]
-        total, done = len(windows) * (1 + len(others)), 0
-        for window in windows:
+        report, total = _reporter(progress, stack), len(windows) * (1 + len(others))
+        for number, window in enumerate(windows):
+            done = number * (1 + len(others)) + 1
             wanted, seconds = _logits(base, window, base.name)
-            report(done := done + 1, total)
+            report(done, total)
             for name, model in named.items():
                 if model is base:
-                    tallies[name].add(compare(wanted, wanted, _targets(window)), context / seconds)
-            for name in others:
-                got, seconds = _logits(named[name], window, name)
-                tallies[name].add(compare(wanted, got, _targets(window)), context / seconds)
-                report(done := done + 1, total)
-        size = text_size(base)[0]
+                    tallies[name].add(window, wanted, wanted, seconds)
+            for step, name in enumerate(others, 1):
+                tallies[name].add(window, wanted, *_logits(named[name], window, name))
+                report(done + step, total)
         return Fidelities(
-            tallies[name].result(name, model, context=context, reference_size=size)
+            tallies[name].result(name, model, base, context=context)
             for name, model in named.items()
         )
 
@@ -238,10 +237,6 @@ def _scored(context: int) -> slice:
     return slice(context // 2, context - 1)
 
 
-def _targets(window: NDArray[np.int32]) -> NDArray[np.int32]:
-    return window[len(window) // 2 + 1 :]
-
-
 def _logits(model: Model, window: NDArray[np.int32], name: str) -> tuple[NDArray[Any], float]:
     """Logits of the scored positions, and the seconds that the whole window took."""
     start = time.perf_counter()
@@ -269,11 +264,14 @@ class _Tally:
         self._parts: list[Compared] = []
         self._rates: list[float] = []
 
-    def add(self, part: Compared, rate: float) -> None:
-        self._parts.append(part)
-        self._rates.append(rate)
+    def add(
+        self, window: NDArray[np.int32], wanted: NDArray[Any], got: NDArray[Any], seconds: float
+    ) -> None:
+        targets = window[len(window) // 2 + 1 :]
+        self._parts.append(compare(wanted, got, targets))
+        self._rates.append(len(window) / seconds)
 
-    def result(self, name: str, model: Model, *, context: int, reference_size: int) -> Fidelity:
+    def result(self, name: str, model: Model, base: Model, *, context: int) -> Fidelity:
         kl = np.concatenate([part.kl for part in self._parts])
         loss = np.concatenate([part.loss for part in self._parts])
         agree = np.concatenate([part.agree for part in self._parts])
@@ -281,6 +279,7 @@ class _Tally:
         perplexity = math.exp(loss.mean())
         return Fidelity(
             name=name,
+            reference=base.name,
             type=main_type(model),
             perplexity=perplexity,
             perplexity_error=perplexity * _standard_error(loss),
@@ -296,7 +295,7 @@ class _Tally:
             threads=model.threads,
             context=context,
             scored=len(kl),
-            same_size=parameters == reference_size,
+            same_size=parameters == text_size(base)[0],
         )
 
 
