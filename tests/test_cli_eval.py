@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import checkpoints
 import pytest
 
 from qwen35 import cli
@@ -80,3 +81,20 @@ def test_sizes(words: str, size: int) -> None:
     from qwen35.cli_eval import _bytes
 
     assert _bytes(words) == size
+
+
+def test_models_of_two_sizes(
+    small: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Perplexity decides, and errors of weights are left out: nothing corresponds."""
+    other = checkpoints.write_checkpoint(tmp_path / "other", hidden_size=256)
+    path = tmp_path / "out.json"
+    args = [str(other), "--reference", str(small), "--memory", "1GB", "--json", str(path)]
+    assert run_cli(text, *args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == "* another number of parameters than the reference: compare perplexity."
+    found = json.loads(path.read_text())
+    assert [one["same_size"] for one in found["results"]] == [True, False]
+    assert found["layers"] == {}
+    best = min(found["results"], key=lambda one: one["perplexity"])
+    assert lines[5].startswith(f"for 953.7 MiB choose {best['name']}: ")
