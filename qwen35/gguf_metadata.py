@@ -49,6 +49,11 @@ _U64 = struct.Struct("<Q")
 _REQUIRED: Any = object()
 
 
+def scalar_types() -> Mapping[int, tuple[str, str]]:
+    """Number in the file -> (struct code, NumPy type) of every scalar."""
+    return _SCALARS
+
+
 class Cursor:
     """A position in the bytes of a file. `where`, the file, opens every message."""
 
