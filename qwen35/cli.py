@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("cli_run", "answer one prompt"),
     "chat": ("cli_chat", "talk in turns"),
     "info": ("cli_info", "what a model is and needs, from its headers alone"),
+    "quantize": ("cli_quantize", "make a GGUF file of a model"),
     "bench": ("cli_bench", "measure tokens per second"),
     "eval": ("cli_eval", "how close quantized models are to their reference"),
     "doctor": ("cli_doctor", "what this machine and installation offer"),

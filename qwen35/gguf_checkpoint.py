@@ -99,6 +99,10 @@ class GgufTensors(Mapping[str, NDArray[Any]]):
         (value.data if isinstance(value, Blocks) else value).flags.writeable = False
         self._kept[name] = value
 
+    def home(self, name: str) -> tuple[GgufModel, Source]:
+        """The file that a tensor is stored in, and how it is made of what lies there."""
+        return self._homes[name]
+
     def close(self) -> None:
         """Let go of the files; views that are still held stay valid."""
         self._kept = {}

@@ -21,7 +21,7 @@ from .json_file import shown
 ARCHITECTURE, PROJECTOR = "qwen35", "qwen3vl_merger"
 LAYER_NORM_EPS = 1e-6  # of the vision tower, a constant of the family's code
 MAX_BLOCKS = 1024 + 16
-_TEXT_KEYS = {  # field of TextConfig -> key behind `qwen35.`
+TEXT_KEYS = {  # field of TextConfig -> key behind `qwen35.`
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
@@ -34,7 +34,7 @@ _TEXT_KEYS = {  # field of TextConfig -> key behind `qwen35.`
     "linear_num_key_heads": "ssm.group_count",
     "linear_num_value_heads": "ssm.time_step_rank",
 }
-_VISION_KEYS = {  # field of VisionConfig -> key behind `clip.vision.`
+VISION_KEYS = {  # field of VisionConfig -> key behind `clip.vision.`
     "depth": "block_count",
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -134,7 +134,7 @@ def _text(model: GgufModel) -> dict[str, Any]:
     metadata = _architecture(model, ARCHITECTURE, "a dense Qwen3.5 text model")
     _refuse_variants(model)
     values = {}
-    for field, key in _TEXT_KEYS.items():
+    for field, key in TEXT_KEYS.items():
         key = f"{ARCHITECTURE}.{key}"
         if field == "num_key_value_heads" and key in metadata:
             values[field] = _kv_heads(metadata, key)
@@ -339,7 +339,7 @@ def _vision(model: GgufModel) -> dict[str, Any]:
     root = "clip.vision."
     found = {
         field: _read(metadata, VisionConfig, field, root + key)
-        for field, key in _VISION_KEYS.items()
+        for field, key in VISION_KEYS.items()
     }
     merge = metadata.integer(f"{root}spatial_merge_size", 1, 16, default=2)
     patch = found["patch_size"]

@@ -39,10 +39,10 @@ PATTERNS = {  # tokenizer.ggml.pre -> the pattern of tokenizer.json
 }
 # The converter marks every added token spelled <|...|> as control. In the family's tokenizer.json
 # these are not special: an answer shows them.
-_SHOWN = frozenset(
+SHOWN = frozenset(
     "<|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>".split()
 )
-_SAMPLING = {  # general.sampling.* -> generation_config.json: name, range
+SAMPLING = {  # general.sampling.* -> generation_config.json: name, range
     "temp": ("temperature", 0.0, 1e3),
     "top_p": ("top_p", 0.0, 1.0),
     "top_k": ("top_k", -1, 2**31 - 1),
@@ -99,7 +99,7 @@ def read_vocabulary(metadata: Metadata, *, rows: int | None = None) -> Vocabular
         )
     kinds = _kinds(metadata, len(tokens))
     kept = len(tokens)
-    while kept and kinds[kept - 1] in (UNUSED, USER_DEFINED) and tokens[kept - 1] == _pad(kept - 1):
+    while kept and kinds[kept - 1] in (UNUSED, USER_DEFINED) and tokens[kept - 1] == pad(kept - 1):
         kept -= 1
     tokens = tokens[:kept]
     kinds = np.where(kinds[:kept] == UNUSED, np.int32(NORMAL), kinds[:kept])
@@ -122,7 +122,8 @@ def read_vocabulary(metadata: Metadata, *, rows: int | None = None) -> Vocabular
     return Vocabulary(tokens, kinds, merges, PATTERNS[pre], ids, where)
 
 
-def _pad(id: int) -> str:
+def pad(id: int) -> str:
+    """What stands for an id without a token."""
     return f"[PAD{id}]"
 
 
@@ -200,7 +201,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         [
             tokenizers.AddedToken(
                 token,
-                special=bool(vocabulary.kinds[id] == CONTROL) and token not in _SHOWN,
+                special=bool(vocabulary.kinds[id] == CONTROL) and token not in SHOWN,
                 normalized=False,
             )
             for token, id in vocabulary.added.items()
@@ -251,7 +252,7 @@ def generation_config(metadata: Metadata) -> dict[str, Any]:
     says it.
     """
     found: dict[str, Any] = {}
-    for key, (name, low, high) in _SAMPLING.items():
+    for key, (name, low, high) in SAMPLING.items():
         read = metadata.integer if isinstance(low, int) else metadata.number
         value = read(f"general.sampling.{key}", low, high, default=None)
         if value is not None:
