@@ -270,6 +270,7 @@ def kept_text_keys(metadata: Metadata, file_type: str, text: TextConfig, *, mtp:
     keys = kept_keys(metadata)
     if file_type in FILE_TYPES:
         keys["general.file_type"] = FILE_TYPES[file_type]
+        keys = {key: value for key, value in keys.items() if not key.startswith("quantize.imatrix")}
     keys["general.quantization_version"] = QUANTIZATION_VERSION
     if not mtp and _DRAFTS in keys:
         layers, blocks = text.num_hidden_layers, metadata[_BLOCKS]
