@@ -32,7 +32,7 @@ def conversations(model: qwen35.Model) -> list[int]:
     return model.tokenize("".join(texts), special=True)
 
 
-budget = int(float(sys.argv[1] if len(sys.argv) > 1 else "5.6") * 1e6)
+budget = int(float(sys.argv[1] if len(sys.argv) > 1 else "7.5") * 1e6)
 with ExitStack() as stack:
     reference = stack.enter_context(qwen35.load("tiny", context=4096, threads=1))
     models = {"bf16": reference}

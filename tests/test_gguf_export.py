@@ -270,7 +270,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["quantize", "tiny", str(path), "--type", "Q8_0", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{path}: 8.5 MB -> 4.6 MB, 8.59 bits per weight"
-    assert lines[1].startswith(f"{tmp_path / 'mmproj-x-BF16.gguf'}: vision, 0.7 MB")
+    assert lines[1].startswith(f"{tmp_path / 'mmproj-x-BF16.gguf'}: vision, 2.6 MB")
     assert cli.main(["quantize", "tiny", str(path)]) == 1
     assert "exists already; --overwrite" in capsys.readouterr().err
     assert cli.main(["quantize", "tiny", str(path), "--overwrite"]) == 0
