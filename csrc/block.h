@@ -72,13 +72,13 @@ static inline float half_beyond(float value) {
 }
 
 /* Of the codebook formats: formats_iq.c */
-void q35_decode_iq1_s(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq1_m(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq2_xxs(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq2_xs(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq2_s(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq3_xxs(float *y, const uint8_t *x, size_t blocks);
-void q35_decode_iq3_s(float *y, const uint8_t *x, size_t blocks);
+void q35_split_iq1_s(q35_parts *p, const uint8_t *x);
+void q35_split_iq1_m(q35_parts *p, const uint8_t *x);
+void q35_split_iq2_xxs(q35_parts *p, const uint8_t *x);
+void q35_split_iq2_xs(q35_parts *p, const uint8_t *x);
+void q35_split_iq2_s(q35_parts *p, const uint8_t *x);
+void q35_split_iq3_xxs(q35_parts *p, const uint8_t *x);
+void q35_split_iq3_s(q35_parts *p, const uint8_t *x);
 
 /* The levels of iq4_nl and iq4_xs: formats.c */
 extern const int8_t q35_iq4_levels[16];

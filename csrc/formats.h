@@ -8,6 +8,7 @@
 #define Q35_FORMATS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 typedef enum q35_dtype {
     Q35_F32 = 0,
@@ -51,6 +52,20 @@ extern const q35_format q35_formats[Q35_FORMATS]; /* by q35_dtype */
 
 /* Bytes of a row of n elements, n a multiple of the block. */
 size_t q35_row_bytes(q35_dtype dtype, size_t n);
+
+/* What a block says, of any block type: every format's numbers are
+ *   y[i] = (d scale[i / 16]) code[i] - dmin min[i / 16]
+ * with whole scales, mins and codes. Where a scale serves more than 16 elements it stands there
+ * several times; a block of 32 fills the first 32 codes and two scales. */
+#define Q35_PART 16
+typedef struct q35_parts {
+    float d, dmin;
+    int8_t scale[16];
+    uint8_t min[16];
+    int8_t code[256];
+} q35_parts;
+
+void q35_split(q35_parts *parts, q35_dtype dtype, const void *block);
 
 /* y[i] = the i-th number that x holds; n a multiple of the block, x at any address. Exact: every
    format's numbers are sums and products of few bits, and the last operation alone may round. */
