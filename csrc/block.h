@@ -80,7 +80,4 @@ void q35_split_iq2_s(q35_parts *p, const uint8_t *x);
 void q35_split_iq3_xxs(q35_parts *p, const uint8_t *x);
 void q35_split_iq3_s(q35_parts *p, const uint8_t *x);
 
-/* The levels of iq4_nl and iq4_xs: formats.c */
-extern const int8_t q35_iq4_levels[16];
-
 #endif

@@ -71,6 +71,9 @@ void q35_split(q35_parts *parts, q35_dtype dtype, const void *block);
    format's numbers are sums and products of few bits, and the last operation alone may round. */
 void q35_decode(float *y, q35_dtype dtype, const void *x, size_t n);
 
+/* The levels of iq4_nl and iq4_xs, by code. */
+extern const int8_t q35_iq4_levels[16];
+
 /* The block bytes whose numbers come close to x in sum_i importance[i] (x[i] - y[i])^2; importance
    NULL: all alike. x finite, importance finite and not negative, n a multiple of the block, y at
    any address. What no block can hold becomes the nearest number that one can. Nonzero where the

@@ -2,14 +2,17 @@
  *
  * products -> blocks of rows whose weights fit the second-level cache -> one task a block -> dot
  * kernel over all tokens. Weights are read once from memory whatever T is; a result's bits do not
- * depend on T (see kernels.h). Rows of block types are decoded a few at a time on their way.
- * Targets whose own kernel is slow at many tokens expand blocks to f32 and leave the product to
- * OpenBLAS. */
+ * depend on T (see kernels.h). Matrices of blocks are multiplied as integers: tokens are brought to
+ * 8 bits once a call, panels of 16 rows unpacked a piece at a time on their way. In the exact mode
+ * their rows are decoded to f32 instead. Targets whose own kernel is slow at many tokens expand
+ * blocks to f32 and leave the product to OpenBLAS. */
 #include "linear.h"
 
 #include <pthread.h>
+#include <string.h>
 
 #include "kernels/kernels.h"
+#include "pack.h"
 
 /* Of weights in one task: they stay in the second-level cache beside the tokens. With few tokens
    they are read once, and longer runs of memory are read faster. */
@@ -20,6 +23,8 @@
 #define WIDE_ROWS 8    /* of a block type, decoded at once */
 #define PANEL_ROWS 256 /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
+#define BLOCK_PANELS 4    /* of 16 rows, in one task with many tokens */
+#define TOKENS_PER_TASK 4 /* brought to 8 bits */
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
@@ -28,23 +33,65 @@ void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k,
                        int ldc);
 void scipy_openblas_set_num_threads(int threads);
 
+/* Memory of one call: first what f32 products need, then what integers do. */
+typedef struct room {
+    float *wide;             /* [threads, WIDE_ROWS, cols] of a block type, or [PANEL_ROWS, cols] */
+    q35_tokens coarse, fine; /* all tokens in 8 bits and in 16, each where a matrix asks for it */
+    q35_panel_space *space;  /* [threads] */
+    float *sum;              /* [threads, T, 16] of one panel */
+} room;
+
+/* Sets the pointers, given memory; returns the floats in all. */
+static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *memory) {
+    size_t wide = threads * WIDE_ROWS * cols, panel = PANEL_ROWS * cols;
+    size_t bytes = (cols + 3) / 4;
+    size_t groups = (cols / Q35_GROUP + 1) * sizeof(q35_token_group) / sizeof(float);
+    at->coarse = at->fine = (q35_tokens){.columns = cols};
+    struct {
+        void *pointer; /* of the field */
+        size_t floats;
+    } parts[] = {
+        {&at->wide, q35_kernel->blas_tokens && panel > wide ? panel : wide},
+        {&at->coarse.q, T * bytes},
+        {&at->coarse.group, T * groups},
+        {&at->fine.q, T * bytes},
+        {&at->fine.low, T * bytes},
+        {&at->fine.group, T * groups},
+        {&at->space, T ? threads * sizeof(q35_panel_space) / sizeof(float) : 0},
+        {&at->sum, threads * T * Q35_PANEL},
+    };
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        void *start = memory ? memory + used : NULL;
+        memcpy(parts[i].pointer, &start, sizeof start);
+        used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
+    }
+    return used;
+}
+
+size_t q35_linear_floats(size_t cols, size_t T, int threads) {
+    room r;
+    return lay_out(&r, cols, T, (size_t)threads, NULL);
+}
+
 typedef struct job {
     const q35_product *products;
     size_t n, first_block[MAX_PRODUCTS + 1], rows_per_block[MAX_PRODUCTS];
     const float *x;
-    size_t ldx, T;
-    int add;
-    float *wide; /* [threads, WIDE_ROWS, cols] */
-    size_t wide_floats;
+    size_t ldx, T, cols;
+    int add, coarse, fine; /* whether tokens are wanted in 8, in 16 bits */
+    room at;
 } job;
 
 static size_t rows_per_block(const q35_matrix *w, size_t T) {
+    if (w->integers && T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
     size_t bytes = T < FEW_TOKENS ? BLOCK_BYTES_FEW : BLOCK_BYTES;
-    size_t rows = bytes / q35_row_bytes(w->dtype, w->cols);
-    return rows < BLOCK_ROWS ? BLOCK_ROWS : rows / BLOCK_ROWS * BLOCK_ROWS;
+    size_t rows = bytes / q35_row_bytes(w->dtype, w->cols),
+           whole = w->integers ? Q35_PANEL : BLOCK_ROWS;
+    return rows < whole ? whole : rows / whole * whole;
 }
 
-/* y [T, rows] of rows r .. r + rows of a block type */
+/* y [T, rows] of rows r .. r + rows of a block type, in f32 */
 static void multiply_decoded(const job *j, const q35_product *product, size_t r, size_t rows,
                              float *wide) {
     const q35_matrix *w = product->w;
@@ -57,6 +104,42 @@ static void multiply_decoded(const job *j, const q35_product *product, size_t r,
     }
 }
 
+/* sum [T, 16] of the p-th panel */
+static void multiply_panel(const job *j, const q35_matrix *w, size_t p, float *sum,
+                           q35_panel_space *space) {
+    const size_t T = j->T, cols = j->cols;
+    const q35_tokens *tokens = w->fine ? &j->at.fine : &j->at.coarse;
+    memset(sum, 0, T * Q35_PANEL * sizeof *sum);
+    if (T == 1 && w->packed && q35_kernel->dot_packed) {
+        q35_kernel->dot_packed(sum, w->dtype, q35_packed_panel(w, p), tokens);
+        return;
+    }
+    for (size_t k = 0; k < cols; k += Q35_PIECE) {
+        size_t n = cols - k < Q35_PIECE ? cols - k : Q35_PIECE;
+        q35_panel panel;
+        q35_panel_read(&panel, space, w, p, k, n);
+        q35_kernel->dot_panel(sum, &panel, tokens, T, k, n);
+    }
+}
+
+/* As integers, r a multiple of 16. */
+static void multiply_panels(const job *j, const q35_product *product, size_t r, size_t rows,
+                            int worker) {
+    const size_t T = j->T;
+    float *sum = j->at.sum + (size_t)worker * T * Q35_PANEL;
+    for (size_t i = 0; i < rows; i += Q35_PANEL) {
+        multiply_panel(j, product->w, (r + i) / Q35_PANEL, sum, j->at.space + worker);
+        const size_t n = rows - i < Q35_PANEL ? rows - i : Q35_PANEL;
+        for (size_t t = 0; t < T; t++) {
+            float *y = product->y + t * product->ldy + r + i;
+            if (j->add)
+                for (size_t k = 0; k < n; k++) y[k] += sum[t * Q35_PANEL + k];
+            else
+                memcpy(y, sum + t * Q35_PANEL, n * sizeof *y);
+        }
+    }
+}
+
 static void multiply_block(void *arg, size_t index, int worker) {
     const job *j = arg;
     size_t p = 0;
@@ -65,13 +148,27 @@ static void multiply_block(void *arg, size_t index, int worker) {
     const q35_matrix *w = product->w;
     size_t r = (index - j->first_block[p]) * j->rows_per_block[p];
     size_t rows = w->rows - r < j->rows_per_block[p] ? w->rows - r : j->rows_per_block[p];
+    if (w->integers) {
+        multiply_panels(j, product, r, rows, worker);
+        return;
+    }
     if (w->dtype >= Q35_DTYPES) {
-        multiply_decoded(j, product, r, rows, j->wide + (size_t)worker * j->wide_floats);
+        multiply_decoded(j, product, r, rows, j->at.wide + (size_t)worker * WIDE_ROWS * j->cols);
         return;
     }
     const char *data = (const char *)w->data + r * q35_row_bytes(w->dtype, w->cols);
     q35_kernel->dot[w->dtype](product->y + r, product->ldy, data, w->cols, j->x, j->ldx, rows, j->T,
                               w->cols, j->add);
+}
+
+static void quantize_some(void *arg, size_t index, int worker) {
+    (void)worker;
+    const job *j = arg;
+    size_t end = (index + 1) * TOKENS_PER_TASK < j->T ? (index + 1) * TOKENS_PER_TASK : j->T;
+    for (size_t t = index * TOKENS_PER_TASK; t < end; t++) {
+        if (j->coarse) q35_kernel->quantize(&j->at.coarse, t, j->x + t * j->ldx);
+        if (j->fine) q35_kernel->quantize(&j->at.fine, t, j->x + t * j->ldx);
+    }
 }
 
 /* ---- the OpenBLAS road ---- */
@@ -109,27 +206,37 @@ static int multiply_with_blas(q35_team *team, const q35_product *product, const 
     return 0;
 }
 
-size_t q35_linear_panel_floats(size_t cols, int threads) {
-    size_t wide = (size_t)threads * WIDE_ROWS * cols, panel = PANEL_ROWS * cols;
-    return q35_kernel->blas_tokens && panel > wide ? panel : wide;
+/* Products that BLAS does not do, in one region. */
+static int multiply(q35_team *team, job *j) {
+    size_t all_rows = 0;
+    for (size_t p = 0; p < j->n; p++) {
+        const q35_matrix *w = j->products[p].w;
+        j->rows_per_block[p] = rows_per_block(w, j->T);
+        size_t blocks = (w->rows + j->rows_per_block[p] - 1) / j->rows_per_block[p];
+        j->first_block[p + 1] = j->first_block[p] + blocks;
+        all_rows += w->rows;
+        j->fine |= w->integers && w->fine;
+        j->coarse |= w->integers && !w->fine;
+    }
+    if ((j->coarse || j->fine) && q35_parallel(team, (j->T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
+                                               TOKENS_PER_TASK * j->cols * 2, quantize_some, j))
+        return 1;
+    size_t blocks = j->first_block[j->n], work = all_rows * j->cols * j->T / blocks;
+    return q35_parallel(team, blocks, work, multiply_block, j);
 }
 
 int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
-               size_t T, int add, float *panel) {
-    if (q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens) {
-        for (size_t p = 0; p < n; p++)
-            if (multiply_with_blas(team, &products[p], x, ldx, T, add, panel)) return 1;
-        return 0;
-    }
-    job j = {.products = products, .n = n, .x = x, .ldx = ldx, .T = T, .add = add, .wide = panel};
-    j.wide_floats = WIDE_ROWS * products[0].w->cols; /* all have the columns of x */
-    size_t all_rows = 0;
+               size_t T, int add, float *memory) {
+    const size_t cols = products[0].w->cols; /* all have the columns of x */
+    q35_product rest[MAX_PRODUCTS];
+    job j = {.products = rest, .x = x, .ldx = ldx, .T = T, .cols = cols, .add = add};
+    lay_out(&j.at, cols, T, (size_t)team->threads, memory);
     for (size_t p = 0; p < n; p++) {
-        j.rows_per_block[p] = rows_per_block(products[p].w, T);
-        size_t blocks = (products[p].w->rows + j.rows_per_block[p] - 1) / j.rows_per_block[p];
-        j.first_block[p + 1] = j.first_block[p] + blocks;
-        all_rows += products[p].w->rows;
+        int blas = q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens;
+        if (!blas || products[p].w->integers)
+            rest[j.n++] = products[p];
+        else if (multiply_with_blas(team, &products[p], x, ldx, T, add, j.at.wide))
+            return 1;
     }
-    size_t blocks = j.first_block[n], work = all_rows * products[0].w->cols * T / blocks;
-    return q35_parallel(team, blocks, work, multiply_block, &j);
+    return j.n ? multiply(team, &j) : 0;
 }

@@ -12,12 +12,13 @@ typedef struct q35_product {
     size_t ldy;
 } q35_product;
 
-/* f32 elements that `panel` must hold for q35_linear with matrices of up to `cols` columns. */
-size_t q35_linear_panel_floats(size_t cols, int threads);
+/* f32 elements that `memory` must hold for q35_linear with up to T tokens of up to `cols` columns;
+   T is 0 where no matrix is multiplied as integers. */
+size_t q35_linear_floats(size_t cols, size_t T, int threads);
 
 /* Products of the same x [T, cols] (row stride ldx) with one or more matrices, in one parallel
    region. add: to what y holds, instead of replacing it. Nonzero when the team was cancelled. */
 int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
-               size_t T, int add, float *panel);
+               size_t T, int add, float *memory);
 
 #endif

@@ -11,15 +11,22 @@
 #define HUGE_BYTES ((size_t)8 << 20)
 #define PAGE_BYTES ((uintptr_t)4096)
 
-static void want_huge_pages(void *block, size_t bytes) {
-#ifdef MADV_HUGEPAGE
+/* About the whole pages within; a wish: refused, nothing is lost. */
+static void advise(const void *block, size_t bytes, int advice) {
     uintptr_t start = ((uintptr_t)block + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
     uintptr_t end = ((uintptr_t)block + bytes) & ~(PAGE_BYTES - 1);
-    madvise((void *)start, end - start, MADV_HUGEPAGE); /* a wish: refused, nothing is lost */
+    if (end > start) madvise((void *)start, end - start, advice);
+}
+
+static void want_huge_pages(void *block, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    advise(block, bytes, MADV_HUGEPAGE);
 #else
     (void)block, (void)bytes;
 #endif
 }
+
+void q35_let_go(const void *mapped, size_t bytes) { advise(mapped, bytes, MADV_DONTNEED); }
 
 void *q35_alloc(size_t count, size_t size, const char *what, qwen35_status *status) {
     size_t bytes;

@@ -12,4 +12,7 @@
 void *q35_alloc(size_t count, size_t size, const char *what, qwen35_status *status);
 void q35_free(void *memory);
 
+/* Tells the system that these bytes of a mapped file are not needed in memory for now. */
+void q35_let_go(const void *mapped, size_t bytes);
+
 #endif

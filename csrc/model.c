@@ -16,6 +16,7 @@
 #include "mem.h"
 #include "mlp.h"
 #include "norm_rope.h"
+#include "pack.h"
 #include "vision.h"
 
 int q35_check_process(const qwen35_model *model, qwen35_status *status) {
@@ -215,6 +216,47 @@ qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *l
 fail:
     qwen35_model_free(model);
     return NULL;
+}
+
+/* ---- packing ---- */
+
+typedef struct packing {
+    q35_team *team;
+    const qwen35_watch *watch;
+    uint8_t *next; /* where the next matrix goes; NULL while sizes are counted */
+    size_t bytes, done, total;
+} packing;
+
+static int pack_matrix(void *arg, q35_matrix *w) {
+    packing *p = arg;
+    if (w->dtype < Q35_DTYPES) return 0;
+    w->integers = 1;
+    if (!q35_packable(w->dtype)) return 0;
+    const size_t bytes = (q35_packed_bytes(w) + Q35_ALIGN - 1) / Q35_ALIGN * Q35_ALIGN;
+    p->bytes += bytes;
+    if (!p->next) return 0;
+    if (q35_pack(p->team, w, p->next)) return 1;
+    w->packed = p->next;
+    p->next += bytes;
+    p->done += bytes;
+    if (w->mapped) q35_let_go(w->data, w->rows * q35_row_bytes(w->dtype, w->cols));
+    return p->watch && p->watch->progress && p->watch->progress(p->watch->arg, p->done, p->total);
+}
+
+int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status) {
+    if (!model->g.integers || model->weights.packed) return Q35_OK;
+    q35_team team;
+    q35_team_init(&team, model->threads, watch ? watch->poll : NULL, watch ? watch->arg : NULL);
+    packing p = {.team = &team, .watch = watch};
+    q35_weights_each(&model->weights, &model->g, pack_matrix, &p);
+    if (!p.bytes) return Q35_OK;
+    p.next = q35_alloc(p.bytes, 1, "packed weights", status);
+    if (!p.next) return status->code;
+    model->weights.packed = p.next;
+    model->weights.packed_bytes = p.total = p.bytes;
+    if (q35_weights_each(&model->weights, &model->g, pack_matrix, &p))
+        return q35_fail(status, Q35_CANCELLED, "cancelled while weights were packed");
+    return Q35_OK;
 }
 
 void qwen35_model_free(qwen35_model *model) {

@@ -28,17 +28,18 @@ typedef struct qwen35_vision_geometry {
 } qwen35_vision_geometry;
 
 typedef struct qwen35_geometry {
-    size_t D, F, V, L;       /* hidden, MLP width, vocabulary rows, layers */
-    size_t Hq, Hkv, Dh, Dr;  /* attention: query heads, kv heads, head dim, rotary dims */
-    size_t Hk, Hv, Dk, Dv;   /* DeltaNet: key heads, value heads, their dims */
-    size_t K;                /* convolution taps */
-    int tiled_heads;         /* value head h uses key head h % Hk (GGUF), not h / (Hv / Hk) */
-    float eps;               /* of every RMSNorm */
-    int tied;                /* the head is the embedding */
-    size_t mrope_section[3]; /* frequencies that follow time, height, width */
-    float rope_scaling;      /* multiplies cos and sin */
-    const float *inv_freq;   /* [Dr / 2]; copied */
-    const uint8_t *kinds;    /* [L] QWEN35_LINEAR or QWEN35_FULL; copied */
+    size_t D, F, V, L;      /* hidden, MLP width, vocabulary rows, layers */
+    size_t Hq, Hkv, Dh, Dr; /* attention: query heads, kv heads, head dim, rotary dims */
+    size_t Hk, Hv, Dk, Dv;  /* DeltaNet: key heads, value heads, their dims */
+    size_t K;               /* convolution taps */
+    int tiled_heads;        /* value head h uses key head h % Hk (GGUF), not h / (Hv / Hk) */
+    float eps;              /* of every RMSNorm */
+    int tied;               /* the head is the embedding */
+    int integers; /* matrices of blocks are multiplied by tokens in 8 bits, not decoded to f32 */
+    size_t mrope_section[3];              /* frequencies that follow time, height, width */
+    float rope_scaling;                   /* multiplies cos and sin */
+    const float *inv_freq;                /* [Dr / 2]; copied */
+    const uint8_t *kinds;                 /* [L] QWEN35_LINEAR or QWEN35_FULL; copied */
     const qwen35_vision_geometry *vision; /* or NULL: text only; copied */
 } qwen35_geometry;
 
@@ -49,6 +50,7 @@ typedef struct qwen35_geometry {
 typedef struct qwen35_tensor {
     const void *data;
     q35_dtype dtype;
+    int mapped; /* data lies in a mapped file: what is copied from it may be let go */
     int rank;
     size_t shape[QWEN35_MAX_RANK];
 } qwen35_tensor;
@@ -77,6 +79,15 @@ int qwen35_expected_tensors(const qwen35_geometry *geometry,
 
 qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
                                int threads, q35_dtype kv_dtype, qwen35_status *status);
+/* Lays matrices of blocks out for the processor, where the geometry asks for integer products;
+   once, before the first session. `watch` may be NULL: poll is asked every 20 ms, progress after
+   each matrix with bytes done and in all; nonzero cancels. */
+typedef struct qwen35_watch {
+    int (*poll)(void *arg);
+    int (*progress)(void *arg, size_t done, size_t total);
+    void *arg;
+} qwen35_watch;
+int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
 int qwen35_model_threads(const qwen35_model *model);

@@ -32,7 +32,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
         {&s->logits, Q35_LOGIT_ROWS * g->V},
         {&s->worker, (size_t)threads * s->worker_floats},
         {&s->backup, state_floats + 1},
-        {&s->panel, q35_linear_panel_floats(widest, threads)},
+        {&s->panel, q35_linear_floats(widest, T, threads)},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {

@@ -21,7 +21,7 @@ typedef struct q35_scratch {
     float *logits; /* [Q35_LOGIT_ROWS, V] */
     float *worker; /* [threads, worker_floats] */
     float *backup; /* recurrent state of a session before the chunk under way */
-    float *panel;  /* for q35_linear; NULL where it needs none */
+    float *panel;  /* for q35_linear */
     float *block;  /* all of the above lie in it */
     size_t bytes;
 } q35_scratch;

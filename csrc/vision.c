@@ -98,8 +98,8 @@ static size_t lay_out(tower *v, int threads, float *memory) {
         {&v->proj, T * max(2 * D, g->F)},
         {&v->mix, T * D},
         {&v->worker, (size_t)threads * v->worker_floats},
-        {&v->panel, v->fixed ? q35_fixed_floats(widest, T, threads)
-                             : q35_linear_panel_floats(widest, threads)},
+        {&v->panel,
+         v->fixed ? q35_fixed_floats(widest, T, threads) : q35_linear_floats(widest, 0, threads)},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -329,7 +329,8 @@ static void attend(void *arg, size_t index, int worker) {
 
 static q35_matrix rows_of(const q35_matrix *w, size_t first, size_t rows) {
     size_t offset = first * q35_row_bytes(w->dtype, w->cols);
-    return (q35_matrix){(const char *)w->data + offset, w->dtype, rows, w->cols};
+    return (q35_matrix){
+        .data = (const char *)w->data + offset, .dtype = w->dtype, .rows = rows, .cols = w->cols};
 }
 
 static int make_keys(tower *v) {

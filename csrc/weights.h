@@ -9,6 +9,10 @@ typedef struct q35_matrix {
     const void *data; /* [rows, cols] */
     q35_dtype dtype;
     size_t rows, cols;
+    int mapped;            /* data lies in a mapped file: its pages may be let go */
+    int fine;              /* then of 16 bits */
+    int integers;          /* blocks are multiplied as integers by tokens of 8 bits, not in f32 */
+    const uint8_t *packed; /* those of a packable type (pack.h), else NULL */
 } q35_matrix;
 
 typedef struct q35_layer {
@@ -52,7 +56,8 @@ typedef struct q35_weights {
     q35_layer *layers;          /* [L] */
     q35_vision_weights vision;  /* empty for a text model */
     float *owned;               /* the block all float vectors above lie in */
-    size_t owned_bytes, given_bytes;
+    uint8_t *packed;            /* that of all packed matrices (pack.c) */
+    size_t owned_bytes, given_bytes, packed_bytes;
 } q35_weights;
 
 /* y[i] = w[row, col + i] in f32, i < n; of block types col is a multiple of their block, and so is
@@ -63,5 +68,10 @@ void q35_matrix_read(float *y, const q35_matrix *w, size_t row, size_t col, size
 int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
                      void *arg, qwen35_status *status);
 void q35_weights_free(q35_weights *weights);
+
+/* Calls `visit` with every matrix that the text model multiplies tokens by, until it returns
+   nonzero; returns that. */
+int q35_weights_each(q35_weights *weights, const qwen35_geometry *geometry,
+                     int (*visit)(void *arg, q35_matrix *matrix), void *arg);
 
 #endif

@@ -217,3 +217,17 @@ def kernels() -> tuple[str, ...]:
 
 def run_kernel(target: str, name: str, *args: Any) -> None:
     """Call one kernel of one target on arrays, for tests (py/testing.c has the argument lists)."""
+
+def run_product(
+    target: str,
+    type: str,
+    blocks: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    *,
+    packed: bool = True,
+    fine: bool = False,
+    add: bool = False,
+    threads: int = 1,
+) -> None:
+    """y [T, rows] (+)= x [T, columns] W^T as integers on one target, W in blocks, for tests."""

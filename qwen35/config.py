@@ -117,8 +117,9 @@ class Config:
         self, *, vision: bool = True, exact: bool = True, tiled_value_heads: bool = False
     ) -> dict[str, Any]:
         """What the core needs (`_core.Geometry`), frequencies included; with vision=False without
-        the tower, with exact=False with leave to round the factors of the tower's products, with
-        tiled_value_heads=True for tensors in the order of GGUF files.
+        the tower, with exact=False with leave to round the factors of the tower's products and
+        the tokens that meet matrices of blocks, with tiled_value_heads=True for tensors in the
+        order of GGUF files.
         """
         text = self.text
         inv_freq, attention_scaling = inverse_frequencies(text.rope, head_dim=text.head_dim)
@@ -134,6 +135,7 @@ class Config:
             "inv_freq": inv_freq,
             "rope_attention_scaling": attention_scaling,
             "tiled_value_heads": tiled_value_heads,
+            "integer_products": not exact,
             "vision": self._vision_geometry(exact) if vision and self.vision else None,
         }
 

@@ -26,6 +26,7 @@ from .machine import (
     release_free_memory,
     thread_reason,
 )
+from .mapped_file import is_mapped
 from .prepare_weights import check_memory, quantize_weights, read_ahead, to_bfloat16
 from .quantize import check_recipe
 
@@ -312,7 +313,9 @@ class AbsentTokenizer:
 
 
 def _as_core(array: "NDArray[Any] | Blocks") -> Any:
-    """The core takes bfloat16 as its bits, and blocks as (type, bytes)."""
+    """The core takes bfloat16 as its bits, and blocks as (type, bytes, whether a file is mapped
+    there).
+    """
     if isinstance(array, Blocks):
-        return array.type, array.data
+        return array.type, array.data, is_mapped(array.data)
     return array.view(np.uint16) if array.dtype == BF16 else array

@@ -6,11 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ModelFormatError
 
 S = TypeVar("S")  # the format's own span: where a tensor lies, and what it is
+
+
+def is_mapped(array: NDArray[Any]) -> bool:
+    """Whether an array's bytes are those of a mapped file."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    return isinstance(owner, mmap.mmap)
 
 
 class MappedFile(Mapping[str, NDArray[Any]], Generic[S]):

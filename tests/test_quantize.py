@@ -102,7 +102,7 @@ def test_logits(tmp_path: Path, recipe: str) -> None:
     path = write(tmp_path)
     with qwen35.load(path, mtp=False, kv_dtype="float32") as plain:
         before = plain.memory()["weights"]
-    with qwen35.load(path, mtp=False, kv_dtype="float32", quantize=recipe) as model:
+    with qwen35.load(path, mtp=False, dtype="float32", quantize=recipe) as model:
         got, tensors = model.logits(IDS), dict(model.tensors)
         assert model.memory()["weights"] < 0.7 * before
     want = Reference(checkpoints.config_of(**WIDE), tensors).logits(IDS)

@@ -76,10 +76,107 @@ INLINE V itof(I v) { return _mm256_cvtepi32_ps(v); }
 #define FIXED(op) op##_avx2
 #include "fixed.inl"
 
+/* Bytes as two vectors of int16, the even ones and the odd. */
+typedef struct even_odd {
+    I even, odd;
+} even_odd;
+
+INLINE even_odd split_bytes(I v) {
+    return (even_odd){_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
+}
+INLINE I dot_bytes(I acc, even_odd w, even_odd x) {
+    return idot(idot(acc, w.even, x.even), w.odd, x.odd);
+}
+INLINE V magnitude(V v) { return _mm256_andnot_ps(vset(-0.0f), v); }
+INLINE float largest32(const float *x) {
+    V a = _mm256_max_ps(magnitude(vload(x)), magnitude(vload(x + LANES)));
+    V b = _mm256_max_ps(magnitude(vload(x + 2 * LANES)), magnitude(vload(x + 3 * LANES)));
+    V top = _mm256_max_ps(a, b);
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE int32_t sum16(I low, I high) {
+    I both = _mm256_add_epi32(low, high);
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+INLINE int32_t put16(uint8_t *q, I low, I high) {
+    I words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    I bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xd8);
+    _mm_storeu_si128((void *)q, _mm256_castsi256_si128(bytes));
+    return sum16(low, high);
+}
+INLINE int32_t round16(uint8_t *q, const float *x, float a) {
+    return put16(q, _mm256_cvtps_epi32(vmul(vload(x), vset(a))),
+                 _mm256_cvtps_epi32(vmul(vload(x + LANES), vset(a))));
+}
+INLINE int32_t round16_twice(uint8_t *q, uint8_t *low, const float *x, float a) {
+    I code[2], rest[2];
+    for (int h = 0; h < 2; h++) {
+        V scaled = vmul(vload(x + h * LANES), vset(a));
+        code[h] = _mm256_cvtps_epi32(scaled);
+        V exact = vmul(vsub(scaled, itof(code[h])), vset(256));
+        rest[h] = _mm256_min_epi32(_mm256_cvtps_epi32(exact), _mm256_set1_epi32(127));
+    }
+    int32_t sum = put16(q, code[0], code[1]);
+    return 256 * sum + put16(low, rest[0], rest[1]);
+}
+INLINE void halves(float *y, const void *x) {
+    const __m128i *half = x;
+    vstore(y, _mm256_cvtph_ps(_mm_loadu_si128(half)));
+    vstore(y + LANES, _mm256_cvtph_ps(_mm_loadu_si128(half + 1)));
+}
+INLINE I iset(int32_t a) { return _mm256_set1_epi32(a); }
+INLINE I iset8(char a) { return _mm256_set1_epi8(a); }
+INLINE I isub8(I a, I b) { return _mm256_sub_epi8(a, b); }
+INLINE I iand(I a, I b) { return _mm256_and_si256(a, b); }
+INLINE I imerge(I a, I b, I m) { return _mm256_or_si256(a, _mm256_and_si256(b, m)); }
+INLINE I ishl8(I a) { return _mm256_slli_epi32(a, 8); }
+INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
+INLINE I ishl(I a, const int n) { return _mm256_slli_epi16(a, n); }
+INLINE I ishr(I a, const int n) { return _mm256_srli_epi16(a, n); }
+INLINE V ibytes(const int8_t *p) {
+    return itof(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE I ilevels(I codes) {
+    const I levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)q35_iq4_levels));
+    return _mm256_shuffle_epi8(levels, codes);
+}
+/* Unsigned by signed bytes, whose pairs fit 16 bits where one of them has six. */
+INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
+    if (bits <= 6)
+        return _mm256_add_epi32(
+            acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+    even_odd e = {_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srli_epi16(w, 8)};
+    return dot_bytes(acc, e, split_bytes(x));
+}
+
+#define PANEL(op) op##_avx2
+#define PANEL_TOKENS 4 /* 4 x 2 sums, the rows' bytes and a token's; numbers of f32 in memory */
+#define PANEL_FIX 0
+#define Q_BIAS 0
+#define W even_odd
+#define X even_odd
+#define codes4(v) split_bytes(v)
+#define token4(p) split_bytes(ipair(p))
+#define idot4 dot_bytes
+#define usigned4 ipair
+#define udot4 dot_unsigned
+static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
+    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
+}
+#include "panel.inl"
+
 TARGET_END
 
-const q35_kernels q35_kernels_avx2 = {
-    .name = "avx2", SIMD_MEMBERS, ELEMENTWISE_MEMBERS, .dot_fixed = dot_fixed_avx2};
+const q35_kernels q35_kernels_avx2 = {.name = "avx2",
+                                      SIMD_MEMBERS,
+                                      ELEMENTWISE_MEMBERS,
+                                      .dot_fixed = dot_fixed_avx2,
+                                      PANEL_MEMBERS(_avx2),
+                                      .dot_packed = dot_packed_avx2};
 #else
 typedef int q35_no_avx2; /* ISO C wants a declaration in every file */
 #endif

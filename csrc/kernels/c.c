@@ -80,6 +80,91 @@ static void delta_c(float *out, size_t ldo, float *state, const float *q, const 
     }
 }
 
+/* ---- integers ---- */
+
+static inline float largest32(const float *x) {
+    float top = 0;
+    for (int i = 0; i < 32; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    return top;
+}
+/* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+static inline int32_t nearest(float x) {
+    return (int32_t)float_to_bits(x + 12582912.0f) - 0x4b400000;
+}
+static inline int32_t round16(uint8_t *q, const float *x, float a) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) {
+        int32_t code = nearest(x[i] * a);
+        q[i] = (uint8_t)code;
+        sum += code;
+    }
+    return sum;
+}
+static inline int32_t round16_twice(uint8_t *q, uint8_t *low, const float *x, float a) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) {
+        float scaled = x[i] * a;
+        int32_t code = nearest(scaled), rest = nearest((scaled - (float)code) * 256.0f);
+        rest = rest > 127 ? 127 : rest;
+        q[i] = (uint8_t)code;
+        low[i] = (uint8_t)rest;
+        sum += 256 * code + rest;
+    }
+    return sum;
+}
+static inline void halves(float *y, const void *x) { expand_f16_c(y, x, Q35_PANEL); }
+#define PANEL(op) op##_c
+#define Q_BIAS 0
+static void fix_panel_c(q35_panel *panel, q35_panel_space *space, size_t n) {
+    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
+}
+static void unpack_codes_c(int8_t *codes, const uint8_t *low, q35_packing p) {
+    const uint8_t *high = low + 256;
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 64; i++) {
+            int code = low[64 * (j % 4) + i] >> j / 4 * 4 & 15;
+            if (p.bits == 5) code |= (high[i] >> j & 1) << 4;
+            if (p.bits == 6) code |= (high[64 * (j % 2) + i] >> j / 2 * 2 & 3) << 4;
+            codes[64 * j + i] = (int8_t)(p.leveled ? q35_iq4_levels[code] : code - p.offset);
+        }
+}
+
+#include "unpack.inl"
+
+/* acc[r] += sum of the products of one group */
+static void multiply_group(int32_t acc[Q35_PANEL], const int8_t *codes, const uint8_t *q,
+                           size_t columns) {
+    const int8_t *x = (const int8_t *)q;
+    for (size_t j = 0; j < columns / 4; j++)
+        for (size_t r = 0; r < Q35_PANEL; r++)
+            for (size_t c = 0; c < 4; c++)
+                acc[r] += codes[(j * Q35_PANEL + r) * 4 + c] * x[4 * j + c];
+}
+
+static void dot_panel_c(float *sum, const q35_panel *w, const q35_tokens *tokens, size_t T,
+                        size_t k0, size_t n) {
+    for (size_t t = 0; t < T; t++, sum += Q35_PANEL)
+        for (size_t k = 0; k < n; k += w->group) {
+            const size_t at = t * tokens->columns + k0 + k, row = k / w->group * Q35_PANEL;
+            const q35_token_group *f = tokens->group + at / Q35_GROUP;
+            const int8_t *codes =
+                w->codes + k / Q35_GROUP * w->code_stride + k % Q35_GROUP * Q35_PANEL;
+            const float total = w->group == Q35_GROUP
+                                    ? f->sum
+                                    : f->scale * (float)f->part[k % Q35_GROUP / Q35_PART];
+            int32_t acc[Q35_PANEL] = {0};
+            multiply_group(acc, codes, tokens->q + at, w->group);
+            if (tokens->low) {
+                for (size_t r = 0; r < Q35_PANEL; r++) acc[r] *= 256;
+                multiply_group(acc, codes, tokens->low + at, w->group);
+            }
+            for (size_t r = 0; r < Q35_PANEL; r++) {
+                sum[r] += (float)acc[r] * (w->scale[row + r] * f->scale);
+                if (w->min) sum[r] += w->min[row + r] * total;
+            }
+        }
+}
+
 const q35_kernels q35_kernels_c = {
     .name = "c",
     .blas_tokens = 8,
@@ -87,4 +172,5 @@ const q35_kernels q35_kernels_c = {
     .mix = {mix_f32_c, mix_f16_c, mix_bf16_c},
     .delta = delta_c,
     ELEMENTWISE_MEMBERS,
+    PANEL_MEMBERS(_c),
 };

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "../formats.h"
+#include "panel.h"
 
 /* Columns of the value dimension that one delta call handles: two AVX-512 registers. The recurrent
    state is stored in such column blocks, so that a block of 128 rows stays in the first-level
@@ -71,6 +72,25 @@ typedef void q35_delta_fn(float *out, size_t ldo, float *state, const float *q, 
                           size_t ldqk, const float *v, size_t ldv, const float *decay,
                           const float *beta, size_t tokens, size_t Dk, size_t cols);
 
+/* The t-th token from x [columns]: each 32 of its numbers get a scale by their largest magnitude.
+ */
+typedef void q35_quantize_fn(const q35_tokens *tokens, size_t t, const float *x);
+
+/* Columns of one panel, n a multiple of the record and at most Q35_PIECE, from where they lie
+   packed to where dot_panel reads them. */
+typedef void q35_unpack_fn(q35_panel *panel, q35_panel_space *space, q35_dtype dtype,
+                           const void *packed, size_t n);
+
+/* sum[t, r] += sum_k w[r, k] x[t, k]        sum [T, 16]; w the panel's n columns, which meet
+   columns k .. k + n of the tokens. The integer sums of a group are exact; groups are added up in
+   their order, so that bits do not depend on how columns are cut into pieces. */
+typedef void q35_dot_panel_fn(float *sum, const q35_panel *panel, const q35_tokens *tokens,
+                              size_t T, size_t k, size_t n);
+
+/* The same for all columns of the first token from where the panel lies packed, to the bit. */
+typedef void q35_dot_packed_fn(float *sum, q35_dtype dtype, const void *packed,
+                               const q35_tokens *token);
+
 typedef struct q35_kernels {
     const char *name;
     /* From this many tokens on OpenBLAS multiplies faster than `dot` of this target; 0: never.
@@ -84,6 +104,12 @@ typedef struct q35_kernels {
     q35_mix_narrow_fn *mix_narrow;
     q35_fix_fn *fix;
     q35_dot_fixed_fn *dot_fixed;
+    q35_quantize_fn *quantize;
+    q35_unpack_fn *unpack;
+    /* What of a panel does not come from packed records: the integers that its sums start from. */
+    void (*fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n);
+    q35_dot_panel_fn *dot_panel;
+    q35_dot_packed_fn *dot_packed; /* NULL: unpack and dot_panel are as good */
 
     /* y = x * rsqrt(mean(x^2) + eps) * scale        y may be x */
     void (*rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n);

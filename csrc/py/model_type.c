@@ -176,6 +176,7 @@ static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *ow
     if (get_float(dict, "rms_norm_eps", &g->eps)) return -1;
     if (get_flag(dict, "tie_word_embeddings", &g->tied)) return -1;
     if (get_flag(dict, "tiled_value_heads", &g->tiled_heads)) return -1;
+    if (get_flag(dict, "integer_products", &g->integers)) return -1;
     if (get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq)) return -1;
     return vision_parse(dict, g, owner);
 }
@@ -228,11 +229,12 @@ static q35_dtype block_type(const char *name) {
     return type;
 }
 
-/* A matrix in blocks, (type, uint8 [rows, bytes of a row]); nonzero with an exception set. */
+/* A matrix in blocks, (type, uint8 [rows, bytes of a row], whether a file is mapped there); nonzero
+   with an exception set. */
 static int blocks_lookup(PyObject *pair, const char *name, qwen35_tensor *tensor) {
     const char *type;
     PyArrayObject *array;
-    if (!PyArg_ParseTuple(pair, "sO!", &type, &PyArray_Type, &array)) return 1;
+    if (!PyArg_ParseTuple(pair, "sO!|p", &type, &PyArray_Type, &array, &tensor->mapped)) return 1;
     tensor->dtype = block_type(type);
     if (tensor->dtype == Q35_FORMATS) {
         PyErr_Format(PyExc_ValueError, "tensor %s: no block type '%s'", name, type);
@@ -257,6 +259,7 @@ static int blocks_lookup(PyObject *pair, const char *name, qwen35_tensor *tensor
  * read. */
 static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     tensor_source *source = arg;
+    tensor->mapped = 0;
     PyObject *item = PyMapping_GetItemString(source->mapping, name);
     if (!item) {
         if (PyErr_ExceptionMatches(PyExc_KeyError)) PyErr_Clear();
@@ -289,16 +292,32 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     return 0;
 }
 
-PyDoc_STRVAR(model_doc, "Model(geometry, tensors, *, threads=1, kv_dtype='float16')\n\n"
-                        "Weights bound to names. Immutable; shared by threads and sessions.");
+PyDoc_STRVAR(model_doc,
+             "Model(geometry, tensors, *, threads=1, kv_dtype='float16', progress=None)\n\n"
+             "Weights bound to names, matrices of blocks laid out for the processor meanwhile: "
+             "progress(done_bytes, total_bytes) tells how far. Immutable; shared by threads and "
+             "sessions.");
+
+/* The GIL is dropped; signals are looked for. 0, or -1 with an exception. */
+static int pack(ModelObject *self, module_state *state, PyObject *progress) {
+    watch w = {.progress = progress};
+    qwen35_status status = {0};
+    qwen35_watch seen = {q35_watch_poll, progress ? q35_watch_progress : NULL, &w};
+    w.thread = PyEval_SaveThread();
+    qwen35_model_pack(self->model, &seen, &status);
+    PyEval_RestoreThread(w.thread);
+    if (!status.code) return 0;
+    if (!w.raised) q35_raise(state, &status);
+    return -1;
+}
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", NULL};
-    PyObject *geometry, *tensors;
+    static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", "progress", NULL};
+    PyObject *geometry, *tensors, *progress = Py_None;
     int threads = 1;
     const char *kv_name = "float16";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$is:Model", names, &geometry, &tensors,
-                                     &threads, &kv_name))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$isO:Model", names, &geometry, &tensors,
+                                     &threads, &kv_name, &progress))
         return NULL;
     q35_dtype kv_dtype;
     if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
@@ -313,8 +332,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     tensor_source source = {tensors, self->arrays};
     qwen35_status status = {0};
     self->model = qwen35_model_new(&g, lookup, &source, threads, kv_dtype, &status);
-    if (self->model) goto done;
-    if (!PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
+    if (!self->model && !PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
+    if (self->model &&
+        !pack(self, PyType_GetModuleState(type), progress == Py_None ? NULL : progress))
+        goto done;
 fail:
     Py_CLEAR(self);
 done:

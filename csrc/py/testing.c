@@ -1,13 +1,17 @@
 /* testing.c: every kernel of every target, callable on arrays, so that tests compare them with
  * NumPy.
  *
+ * Products of matrices of blocks run the way the model runs them, from packing on.
+ *
  * Arrays come as C-contiguous in their last dimension; row strides are taken from the array, so
  * that tests can hand in views with gaps. Storage type "bf16" is uint16. */
 #include "py.h"
 
 #include <string.h>
 
-#include "../kernels/kernels.h"
+#include "../linear.h"
+#include "../mem.h"
+#include "../pack.h"
 
 const char q35_kernel_names_doc[] =
     "kernels() -> tuple[str, ...]\n\nTargets this machine can run, best last.";
@@ -160,4 +164,66 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
     for (size_t i = 0; i < n_tables; i++)
         if (strcmp(tables[i]->name, target) == 0) return call(tables[i], name, spans, n, number);
     return PyErr_Format(PyExc_ValueError, "run_kernel: this machine has no target '%s'", target);
+}
+
+const char q35_run_product_doc[] =
+    "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1)\n\n"
+    "y [T, rows] (+)= x [T, columns] W^T as integers, W in blocks, uint8 [rows, bytes of a row]; "
+    "for\n"
+    "tests. packed: laid out beforehand, where the type is packable; fine: tokens of 16 bits.";
+
+/* With the target's kernels in place of the process's own. */
+static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packed, int add,
+                    int threads, qwen35_status *status) {
+    q35_team team;
+    q35_team_init(&team, threads, NULL, NULL);
+    uint8_t *bytes = NULL;
+    float *memory = q35_alloc(q35_linear_floats(w->cols, T, threads), 4, "scratch", status);
+    if (packed && q35_packable(w->dtype)) {
+        bytes = q35_alloc(q35_packed_bytes(w), 1, "packed weights", status);
+        if (bytes) q35_pack(&team, w, bytes);
+        w->packed = bytes;
+    }
+    q35_product product = {w, y, w->rows};
+    if (!status->code) q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+    q35_free(bytes);
+    q35_free(memory);
+    return status->code;
+}
+
+PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"target", "type", "blocks", "x",       "y",
+                            "packed", "fine", "add",    "threads", NULL};
+    const char *target, *type, *own = q35_kernel->name;
+    PyArrayObject *blocks, *x, *y;
+    int packed = 1, fine = 0, add = 0, threads = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppi:run_product", names, &target,
+                                     &type, &PyArray_Type, &blocks, &PyArray_Type, &x,
+                                     &PyArray_Type, &y, &packed, &fine, &add, &threads))
+        return NULL;
+    q35_dtype dtype = Q35_DTYPES;
+    while (dtype < Q35_FORMATS && strcmp(q35_formats[dtype].name, type) != 0) dtype++;
+    if (dtype == Q35_FORMATS || PyArray_NDIM(blocks) != 2 || PyArray_NDIM(x) != 2 ||
+        PyArray_NDIM(y) != 2 || PyArray_TYPE(x) != NPY_FLOAT32 || PyArray_TYPE(y) != NPY_FLOAT32 ||
+        PyArray_TYPE(blocks) != NPY_UINT8 || !PyArray_IS_C_CONTIGUOUS(blocks) ||
+        !PyArray_IS_C_CONTIGUOUS(x) || !PyArray_IS_C_CONTIGUOUS(y) ||
+        PyArray_DIM(y, 0) != PyArray_DIM(x, 0) || PyArray_DIM(y, 1) != PyArray_DIM(blocks, 0) ||
+        (size_t)PyArray_DIM(x, 1) % q35_formats[dtype].elements ||
+        q35_row_bytes(dtype, (size_t)PyArray_DIM(x, 1)) != (size_t)PyArray_DIM(blocks, 1))
+        return PyErr_Format(PyExc_ValueError, "run_product: types or shapes do not fit");
+    if (q35_kernels_select(target))
+        return PyErr_Format(PyExc_ValueError, "run_product: this machine has no target '%s'",
+                            target);
+    q35_matrix w = {.data = PyArray_DATA(blocks),
+                    .dtype = dtype,
+                    .rows = (size_t)PyArray_DIM(blocks, 0),
+                    .cols = (size_t)PyArray_DIM(x, 1),
+                    .integers = 1,
+                    .fine = fine};
+    qwen35_status status = {0};
+    multiply(&w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0), packed, add, threads,
+             &status);
+    q35_kernels_select(own);
+    if (status.code) return q35_raise(PyModule_GetState(module), &status);
+    Py_RETURN_NONE;
 }

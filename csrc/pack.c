@@ -1,0 +1,153 @@
+/* pack.c: rows of blocks -> panels of 16 rows, once at load, in the bits they have.
+ *
+ * block -> parts (formats.c) -> their place in the panel's record (kernels/panel.h). What a file
+ * holds is neither rounded nor widened: a packed matrix is as large as its blocks, but for scales
+ * of six bits that take a byte. This file knows nothing of models. */
+#include "pack.h"
+
+#include <string.h>
+
+#include "block.h"
+
+#define PANELS_PER_TASK 4
+
+int q35_packable(q35_dtype dtype) { return q35_packing_of(dtype).bits > 0; }
+
+static size_t panel_bytes(const q35_matrix *w) {
+    q35_record r = q35_record_of(q35_packing_of(w->dtype));
+    return w->cols / r.columns * r.bytes;
+}
+
+size_t q35_packed_bytes(const q35_matrix *w) {
+    return (w->rows + Q35_PANEL - 1) / Q35_PANEL * panel_bytes(w);
+}
+
+/* What is stored for a code: its distance from the smallest, or its level's index. */
+static void stored_codes(uint8_t *stored, const q35_parts *parts, q35_packing p, size_t n) {
+    if (!p.leveled) {
+        for (size_t i = 0; i < n; i++) stored[i] = (uint8_t)(parts->code[i] + p.offset);
+        return;
+    }
+    uint8_t index[256] = {0}; /* by level */
+    for (int i = 0; i < 16; i++) index[(uint8_t)q35_iq4_levels[i]] = (uint8_t)i;
+    for (size_t i = 0; i < n; i++) stored[i] = index[(uint8_t)parts->code[i]];
+}
+
+/* 32 codes of one row among those of the others. */
+static void put_codes(uint8_t *x, const uint8_t *stored, q35_packing p, size_t row) {
+    if (p.bits == 8) {
+        for (size_t j = 0; j < 8; j++) memcpy(x + 64 * j + 4 * row, stored + 4 * j, 4);
+        return;
+    }
+    for (size_t v = 0; v < 4; v++)
+        for (size_t c = 0; c < 4; c++)
+            x[64 * v + 4 * row + c] =
+                (uint8_t)((stored[4 * v + c] & 15) | (stored[16 + 4 * v + c] & 15) << 4);
+    uint8_t *high = x + 256 + 4 * row;
+    for (size_t c = 0; c < 4 && p.bits == 5; c++) {
+        high[c] = 0;
+        for (size_t j = 0; j < 8; j++) high[c] |= (uint8_t)((stored[4 * j + c] >> 4 & 1) << j);
+    }
+    for (size_t c = 0; c < 4 && p.bits == 6; c++) {
+        high[c] = high[64 + c] = 0;
+        for (size_t j = 0; j < 8; j++)
+            high[j % 2 * 64 + c] |= (uint8_t)((stored[4 * j + c] >> 4 & 3) << j / 2 * 2);
+    }
+}
+
+/* A row of a record, from its block; of the rows that a matrix does not have from none. */
+static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const uint8_t *block,
+                    size_t row) {
+    const q35_packing p = q35_packing_of(dtype);
+    q35_parts parts = {0};
+    uint8_t stored[256];
+    if (block) q35_split(&parts, dtype, block);
+    stored_codes(stored, &parts, p, r->columns);
+    put_half(record + 2 * row, parts.d);
+    if (p.mins) put_half(record + r->dmin + 2 * row, parts.dmin);
+    for (size_t g = 0; p.scaled && g < r->columns / p.group; g++) {
+        size_t part = g * p.group / Q35_PART;
+        record[r->scales + g * Q35_PANEL + row] = (uint8_t)parts.scale[part];
+        if (p.mins) record[r->mins + g * Q35_PANEL + row] = parts.min[part];
+    }
+    for (size_t g = 0; g < r->columns / Q35_GROUP; g++)
+        put_codes(record + r->codes + g * r->code_bytes, stored + g * Q35_GROUP, p, row);
+}
+
+typedef struct job {
+    const q35_matrix *w;
+    uint8_t *packed;
+} job;
+
+static void pack_panels(void *arg, size_t index, int worker) {
+    (void)worker;
+    const job *j = arg;
+    const q35_matrix *w = j->w;
+    const q35_record r = q35_record_of(q35_packing_of(w->dtype));
+    const size_t row_bytes = q35_row_bytes(w->dtype, w->cols), size = panel_bytes(w);
+    const size_t block_bytes = q35_row_bytes(w->dtype, r.columns);
+    const size_t panels = (w->rows + Q35_PANEL - 1) / Q35_PANEL;
+    for (size_t n = 0; n < PANELS_PER_TASK; n++) {
+        const size_t panel = index * PANELS_PER_TASK + n;
+        if (panel >= panels) return;
+        for (size_t row = 0; row < Q35_PANEL; row++) {
+            const uint8_t *blocks =
+                (const uint8_t *)w->data + (panel * Q35_PANEL + row) * row_bytes;
+            int there = panel * Q35_PANEL + row < w->rows;
+            for (size_t k = 0; k < w->cols / r.columns; k++)
+                put_row(j->packed + panel * size + k * r.bytes, &r, w->dtype,
+                        there ? blocks + k * block_bytes : NULL, row);
+        }
+    }
+}
+
+int q35_pack(q35_team *team, const q35_matrix *w, uint8_t *packed) {
+    job j = {w, packed};
+    size_t panels = (w->rows + Q35_PANEL - 1) / Q35_PANEL;
+    size_t tasks = (panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
+    return q35_parallel(team, tasks, PANELS_PER_TASK * Q35_PANEL * w->cols, pack_panels, &j);
+}
+
+/* ---- panels ---- */
+
+/* From the blocks of 16 rows; scales of 16 columns, whatever the type. */
+static void split_rows(q35_panel *panel, q35_panel_space *s, const q35_matrix *w, size_t p,
+                       size_t k, size_t n) {
+    const size_t elements = q35_formats[w->dtype].elements, parts_each = elements / Q35_PART;
+    memset(s->codes, 0, n * Q35_PANEL);
+    memset(s->scale, 0, n / Q35_PART * Q35_PANEL * sizeof *s->scale);
+    memset(s->min, 0, n / Q35_PART * Q35_PANEL * sizeof *s->min);
+    for (size_t row = 0; row < Q35_PANEL && p * Q35_PANEL + row < w->rows; row++) {
+        const uint8_t *block = (const uint8_t *)w->data +
+                               (p * Q35_PANEL + row) * q35_row_bytes(w->dtype, w->cols) +
+                               q35_row_bytes(w->dtype, k);
+        for (size_t b = 0; b < n / elements; b++, block += q35_formats[w->dtype].bytes) {
+            q35_parts parts;
+            q35_split(&parts, w->dtype, block);
+            for (size_t j = 0; j < parts_each; j++) {
+                const size_t at = (b * parts_each + j) * Q35_PANEL + row;
+                s->scale[at] = parts.d * (float)parts.scale[j];
+                s->min[at] = -parts.dmin * (float)parts.min[j];
+            }
+            int8_t *codes = s->codes + b * elements * Q35_PANEL + 4 * row;
+            for (size_t i = 0; i < elements; i += 4)
+                memcpy(codes + i * Q35_PANEL, parts.code + i, 4);
+        }
+    }
+    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, s->min, NULL, Q35_PART};
+    q35_kernel->fix_panel(panel, s, n);
+}
+
+const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p) {
+    return w->packed + p * panel_bytes(w);
+}
+
+void q35_panel_read(q35_panel *panel, q35_panel_space *space, const q35_matrix *w, size_t p,
+                    size_t k, size_t n) {
+    if (!w->packed) {
+        split_rows(panel, space, w, p, k, n);
+        return;
+    }
+    const q35_record r = q35_record_of(q35_packing_of(w->dtype));
+    q35_kernel->unpack(panel, space, w->dtype, q35_packed_panel(w, p) + k / r.columns * r.bytes, n);
+}

@@ -1,0 +1,27 @@
+/* Matrices of blocks laid out for the integer kernels (kernels/panel.h). */
+#ifndef Q35_PACK_H
+#define Q35_PACK_H
+
+#include "kernels/kernels.h"
+#include "threads.h"
+#include "weights.h"
+
+/* Whether matrices of this type are packed. The others, codebook formats, would grow by it: their
+   panels are made anew whenever they are multiplied. */
+int q35_packable(q35_dtype dtype);
+
+/* Bytes that a matrix of a packable type takes when packed. */
+size_t q35_packed_bytes(const q35_matrix *w);
+
+/* Packs all rows into `packed`. Nonzero when the team was cancelled. */
+int q35_pack(q35_team *team, const q35_matrix *w, uint8_t *packed);
+
+/* The records of the p-th 16 rows of a packed matrix. */
+const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p);
+
+/* Columns k .. k + n of the p-th 16 rows of a matrix of any block type, ready for dot_panel; n at
+   most Q35_PIECE, k and n multiples of the block. */
+void q35_panel_read(q35_panel *panel, q35_panel_space *space, const q35_matrix *w, size_t p,
+                    size_t k, size_t n);
+
+#endif

@@ -1,0 +1,173 @@
+"""Oracle: NumPy in float64, on decoded blocks and on tokens rounded as kernels.h says: products of
+matrices of blocks as integers, on every target this machine can run.
+
+Integer sums are exact and are added up in float32, so what is left are roundings of that: 2^-24 a
+group of columns, of the sum of magnitudes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import guard
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qwen35 import _core
+
+Array = NDArray[Any]
+TARGETS = _core.kernels()
+FORMATS = _core.formats()
+BLOCKS = [name for name, (_, elements, _, _) in FORMATS.items() if elements > 1]
+PACKED = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "iq4_xs"]
+GROUP = 32
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def random_blocks(rng: np.random.Generator, type: str, rows: int, columns: int) -> Array:
+    """Random bytes but for the f16 scales, which are made small and finite."""
+    _, elements, size, _ = FORMATS[type]
+    blocks = rng.integers(0, 256, (rows, columns // elements, size), dtype=np.uint8)
+    halves = {
+        **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2)),
+        "q2_k": (80, 82),
+        "q3_k": (108,),
+        "q6_k": (208,),
+    }
+    for at in halves.get(type, (0,)):
+        scale = rng.uniform(-0.02, 0.02, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
+    if type == "mxfp4":
+        blocks[..., 0] = rng.integers(110, 130, blocks.shape[:2])
+    if type == "iq1_m":  # four bits of d on top of each u16 of scales
+        blocks[..., 48:56].view(np.uint16)[...] &= 0x0FFF
+        blocks[..., 54:56].view(np.uint16)[...] |= 0x2000
+    return blocks.reshape(rows, -1)
+
+
+def rounded(x: Array, *, fine: bool) -> NDArray[np.float64]:
+    """Tokens as quantize makes them: 127 stands for the largest of each 32, 256 times finer or
+    not.
+    """
+    parts = x.reshape(len(x), -1, GROUP).astype(np.float32)
+    top = np.abs(parts).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = parts * np.where(top > 0, np.float32(127) / top, np.float32(0))
+    codes = np.rint(scaled).astype(np.float64)
+    if fine:
+        codes += np.minimum(np.rint((scaled - codes) * 256), 127) / 256
+    return (codes * (top.astype(np.float64) / 127)).reshape(x.shape)
+
+
+def decoded(type: str, blocks: Array, columns: int) -> NDArray[np.float64]:
+    numbers = _core.decode_blocks(type, blocks, blocks.shape[0] * columns)
+    return numbers.reshape(-1, columns).astype(np.float64)
+
+
+def product(
+    target: str, type: str, blocks: Array, x: Array, *, begin: Array | None = None, **how: Any
+) -> Array:
+    y = guard.poisoned((len(x), len(blocks)), np.float32, at_end=True)
+    if begin is not None:
+        y[...] = begin
+    _core.run_product(target, type, blocks, x, y, add=begin is not None, **how)
+    return y
+
+
+def check(y: Array, w: Array, x: Array, *, begin: Array | float = 0.0) -> None:
+    groups = x.shape[1] / 16
+    bound = (np.abs(x) @ np.abs(w).T + np.abs(begin)) * (groups + 8) * 2.0**-24
+    # Blocks with a smallest number are a difference of two sums, each larger than what is left.
+    assert np.all(np.abs(y - (x @ w.T + begin)) <= 40 * bound + 1e-30)
+
+
+@pytest.mark.parametrize("fine", [False, True], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "from rows"])
+@pytest.mark.parametrize("type", BLOCKS)
+def test_every_type(target: str, type: str, packed: bool, fine: bool) -> None:
+    rng = np.random.default_rng(7)
+    for rows, columns, tokens in ((37, 256, 1), (16, 1536, 3), (5, 512, 21)):
+        blocks = guard.like(random_blocks(rng, type, rows, columns), at_end=True)
+        x = guard.like(rng.standard_normal((tokens, columns)).astype(np.float32), at_end=True)
+        y = product(target, type, blocks, x, packed=packed, fine=fine)
+        check(y, decoded(type, blocks, columns), rounded(x, fine=fine))
+
+
+@pytest.mark.parametrize("type", ["q4_0", "q8_0", "iq4_nl"])
+@pytest.mark.parametrize("columns", [32, 96, 1024, 1056])
+def test_columns_of_small_blocks(target: str, type: str, columns: int) -> None:
+    """One block, an odd number, exactly what is unpacked at once, and one block more."""
+    rng = np.random.default_rng(columns)
+    blocks = random_blocks(rng, type, 17, columns)
+    x = rng.standard_normal((9, columns)).astype(np.float32)
+    check(product(target, type, blocks, x), decoded(type, blocks, columns), rounded(x, fine=False))
+
+
+@pytest.mark.parametrize("fine", [False, True], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("type", [*PACKED, "q2_k", "iq2_xs"])
+def test_bits_do_not_depend_on_company(target: str, type: str, fine: bool) -> None:
+    """A token alone, among others, with other threads, packed or not by the same kernel."""
+    rng = np.random.default_rng(3)
+    blocks = random_blocks(rng, type, 75, 2304)
+    x = rng.standard_normal((27, 2304)).astype(np.float32)
+    together = product(target, type, blocks, x, fine=fine)
+    assert np.array_equal(together, product(target, type, blocks, x, fine=fine, threads=3))
+    for t in range(len(x)):
+        assert np.array_equal(
+            together[t : t + 1], product(target, type, blocks, x[t : t + 1], fine=fine)
+        )
+    for cut in (2, 7, 15):
+        parts = [product(target, type, blocks, part, fine=fine) for part in (x[:cut], x[cut:])]
+        assert np.array_equal(together, np.concatenate(parts))
+
+
+def test_adds_to_what_is_there(target: str) -> None:
+    rng = np.random.default_rng(5)
+    blocks = random_blocks(rng, "q4_k", 19, 512)
+    x = rng.standard_normal((4, 512)).astype(np.float32)
+    begin = rng.standard_normal((4, 19)).astype(np.float32)
+    y = product(target, "q4_k", blocks, x, begin=begin)
+    check(y, decoded("q4_k", blocks, 512), rounded(x, fine=False), begin=begin)
+
+
+@pytest.mark.parametrize("type", PACKED)
+def test_extreme_codes_and_tokens(target: str, type: str) -> None:
+    """Every bit of the codes set or none, tokens at their largest with one sign, of zeros, and with
+    one number among zeros: no sum may leave its integers.
+    """
+    rng = np.random.default_rng(1)
+    for byte in (0x00, 0xFF, 0x80):
+        blocks = random_blocks(rng, type, 16, 1024)
+        _, elements, size, _ = FORMATS[type]
+        codes = blocks.reshape(16, -1, size)[..., 4 if type != "q6_k" else 0 :]
+        codes[..., : size - 8 if type == "q6_k" else None] = byte
+        x = np.zeros((5, 1024), np.float32)
+        x[0], x[1], x[2, ::2], x[2, 1::2], x[3, 17] = 3.0, -3.0, 5.0, -5.0, 1e-3
+        y = product(target, type, blocks, x)
+        check(y, decoded(type, blocks, 1024), rounded(x, fine=False))
+        assert np.all(y[4] == 0)
+
+
+def test_tokens_of_16_bits_are_closer(target: str) -> None:
+    """Against the product that rounds no token: 100 times closer at least (256 in theory)."""
+    rng = np.random.default_rng(2)
+    blocks = random_blocks(rng, "q8_0", 64, 1024)
+    x = rng.standard_normal((3, 1024)).astype(np.float32)
+    want = x.astype(np.float64) @ decoded("q8_0", blocks, 1024).T
+    coarse, fine = (
+        np.abs(product(target, "q8_0", blocks, x, fine=how) - want).max() for how in (False, True)
+    )
+    assert fine * 100 < coarse
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    blocks = np.zeros((4, 34), np.uint8)
+    with pytest.raises(ValueError, match="do not fit"):
+        product("c", "q8_0", blocks, np.zeros((1, 64), np.float32))
+    with pytest.raises(ValueError, match="no target"):
+        product("z80", "q8_0", blocks, np.zeros((1, 32), np.float32))
