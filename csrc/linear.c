@@ -104,39 +104,38 @@ static void multiply_decoded(const job *j, const q35_product *product, size_t r,
     }
 }
 
-/* sum [T, 16] of the p-th panel */
-static void multiply_panel(const job *j, const q35_matrix *w, size_t p, float *sum,
+/* y [T, 16], ld elements apart, of the p-th panel */
+static void multiply_panel(const job *j, const q35_matrix *w, size_t p, float *y, size_t ld,
                            q35_panel_space *space) {
-    const size_t T = j->T, cols = j->cols;
     const q35_tokens *tokens = w->fine ? &j->at.fine : &j->at.coarse;
-    memset(sum, 0, T * Q35_PANEL * sizeof *sum);
-    if (T == 1 && w->packed && q35_kernel->dot_packed) {
-        q35_kernel->dot_packed(sum, w->dtype, q35_packed_panel(w, p), tokens);
+    if (j->T == 1 && w->packed && q35_kernel->dot_packed) {
+        q35_kernel->dot_packed(y, w->dtype, q35_packed_panel(w, p), tokens);
         return;
     }
-    for (size_t k = 0; k < cols; k += Q35_PIECE) {
-        size_t n = cols - k < Q35_PIECE ? cols - k : Q35_PIECE;
+    for (size_t k = 0; k < j->cols; k += Q35_PIECE) {
+        size_t n = j->cols - k < Q35_PIECE ? j->cols - k : Q35_PIECE;
         q35_panel panel;
         q35_panel_read(&panel, space, w, p, k, n);
-        q35_kernel->dot_panel(sum, &panel, tokens, T, k, n);
+        q35_kernel->dot_panel(y, ld, k > 0, &panel, tokens, j->T, k, n);
     }
 }
 
-/* As integers, r a multiple of 16. */
+/* As integers, r a multiple of 16. Sums are made in y itself unless they are added to it, or reach
+   beyond its rows. */
 static void multiply_panels(const job *j, const q35_product *product, size_t r, size_t rows,
                             int worker) {
     const size_t T = j->T;
     float *sum = j->at.sum + (size_t)worker * T * Q35_PANEL;
     for (size_t i = 0; i < rows; i += Q35_PANEL) {
-        multiply_panel(j, product->w, (r + i) / Q35_PANEL, sum, j->at.space + worker);
         const size_t n = rows - i < Q35_PANEL ? rows - i : Q35_PANEL;
-        for (size_t t = 0; t < T; t++) {
-            float *y = product->y + t * product->ldy + r + i;
-            if (j->add)
-                for (size_t k = 0; k < n; k++) y[k] += sum[t * Q35_PANEL + k];
-            else
-                memcpy(y, sum + t * Q35_PANEL, n * sizeof *y);
-        }
+        const int direct = n == Q35_PANEL && !j->add;
+        float *y = product->y + r + i;
+        multiply_panel(j, product->w, (r + i) / Q35_PANEL, direct ? y : sum,
+                       direct ? product->ldy : Q35_PANEL, j->at.space + worker);
+        for (size_t t = 0; t < T && !direct; t++)
+            for (size_t k = 0; k < n; k++)
+                y[t * product->ldy + k] =
+                    (j->add ? y[t * product->ldy + k] : 0) + sum[t * Q35_PANEL + k];
     }
 }
 

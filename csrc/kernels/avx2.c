@@ -34,6 +34,19 @@ INLINE void vstore_n(float *p, V v, size_t n) { _mm256_maskstore_ps(p, first(n),
 INLINE V vfma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm256_mul_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm256_sub_ps(a, b); }
+INLINE V vadd(V a, V b) { return _mm256_add_ps(a, b); }
+INLINE V vdiv(V a, V b) { return _mm256_div_ps(a, b); }
+INLINE V vmin(V a, V b) { return _mm256_min_ps(a, b); }
+INLINE V vmax(V a, V b) { return _mm256_max_ps(a, b); }
+INLINE V vpower(V a, V t) {
+    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return vmul(a, _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000))));
+}
+INLINE float vlargest(V v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 INLINE V widen(__m128i half, const q35_dtype dtype) {
     if (dtype == Q35_F16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
@@ -91,10 +104,7 @@ INLINE V magnitude(V v) { return _mm256_andnot_ps(vset(-0.0f), v); }
 INLINE float largest32(const float *x) {
     V a = _mm256_max_ps(magnitude(vload(x)), magnitude(vload(x + LANES)));
     V b = _mm256_max_ps(magnitude(vload(x + 2 * LANES)), magnitude(vload(x + 3 * LANES)));
-    V top = _mm256_max_ps(a, b);
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+    return vlargest(vmax(a, b));
 }
 INLINE int32_t sum16(I low, I high) {
     I both = _mm256_add_epi32(low, high);

@@ -31,6 +31,15 @@ INLINE void vstore_n(float *p, V v, size_t n) { _mm512_mask_storeu_ps(p, first(n
 INLINE V vfma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V vmul(V a, V b) { return _mm512_mul_ps(a, b); }
 INLINE V vsub(V a, V b) { return _mm512_sub_ps(a, b); }
+INLINE V vadd(V a, V b) { return _mm512_add_ps(a, b); }
+INLINE V vdiv(V a, V b) { return _mm512_div_ps(a, b); }
+INLINE V vmin(V a, V b) { return _mm512_min_ps(a, b); }
+INLINE V vmax(V a, V b) { return _mm512_max_ps(a, b); }
+INLINE V vpower(V a, V t) {
+    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return vmul(a, _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f800000))));
+}
+INLINE float vlargest(V v) { return _mm512_reduce_max_ps(v); }
 INLINE __m256 fold(V v) {
     return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
 }

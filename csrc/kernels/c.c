@@ -80,6 +80,66 @@ static void delta_c(float *out, size_t ldo, float *state, const float *q, const 
     }
 }
 
+/* ---- with exponentials ---- */
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of
+   degree 7 (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
+static inline float exp_f32(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float magic =
+        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
+    float t = x * 1.44269504f + magic;
+    float n = t - magic;
+    float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * bits_to_float((float_to_bits(t) << 23) + 0x3f800000u);
+}
+
+static void silu_mul_c(float *y, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+}
+
+static void sigmoid_mul_c(float *y, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+}
+
+/* tanh-GELU: 0.5 a (1 + tanh(u)) = a / (1 + exp(-2 u)), u = sqrt(2 / pi) (a + 0.044715 a^3) */
+static void gelu_bias_c(float *x, const float *bias, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float a = x[i] + bias[i];
+        x[i] = a / (1.0f + exp_f32(-1.5957691216f * (a + 0.044715f * a * a * a)));
+    }
+}
+
+static void conv_silu_c(float *y, const float *const *taps, const float *w, size_t ldw, size_t K,
+                        size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float sum = 0;
+        for (size_t j = 0; j < K; j++) sum += w[j * ldw + i] * taps[j][i];
+        y[i] = sum / (1.0f + exp_f32(-sum));
+    }
+}
+
+static float softmax_step_c(float *s, size_t n, float m, float *sum) {
+    float top = m;
+    for (size_t i = 0; i < n; i++) top = s[i] > top ? s[i] : top;
+    for (size_t i = 0; i < n; i++) s[i] = exp_f32(s[i] - top);
+    *sum = sum_of(s, 0.0f, 1, n);
+    return top;
+}
+
+static void exp_c(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = exp_f32(x[i]);
+}
+
 /* ---- integers ---- */
 
 static inline float largest32(const float *x) {
@@ -141,9 +201,10 @@ static void multiply_group(int32_t acc[Q35_PANEL], const int8_t *codes, const ui
                 acc[r] += codes[(j * Q35_PANEL + r) * 4 + c] * x[4 * j + c];
 }
 
-static void dot_panel_c(float *sum, const q35_panel *w, const q35_tokens *tokens, size_t T,
-                        size_t k0, size_t n) {
-    for (size_t t = 0; t < T; t++, sum += Q35_PANEL)
+static void dot_panel_c(float *sum, size_t ld, int add, const q35_panel *w,
+                        const q35_tokens *tokens, size_t T, size_t k0, size_t n) {
+    for (size_t t = 0; t < T; t++, sum += ld) {
+        if (!add) memset(sum, 0, Q35_PANEL * sizeof *sum);
         for (size_t k = 0; k < n; k += w->group) {
             const size_t at = t * tokens->columns + k0 + k, row = k / w->group * Q35_PANEL;
             const q35_token_group *f = tokens->group + at / Q35_GROUP;
@@ -163,6 +224,7 @@ static void dot_panel_c(float *sum, const q35_panel *w, const q35_tokens *tokens
                 if (w->min) sum[r] += w->min[row + r] * total;
             }
         }
+    }
 }
 
 const q35_kernels q35_kernels_c = {
@@ -173,4 +235,10 @@ const q35_kernels q35_kernels_c = {
     .delta = delta_c,
     ELEMENTWISE_MEMBERS,
     PANEL_MEMBERS(_c),
+    .silu_mul = silu_mul_c,
+    .sigmoid_mul = sigmoid_mul_c,
+    .gelu_bias = gelu_bias_c,
+    .conv_silu = conv_silu_c,
+    .softmax_step = softmax_step_c,
+    .exp = exp_c,
 };

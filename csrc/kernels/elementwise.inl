@@ -33,27 +33,6 @@ static inline uint32_t float_to_bits(float value) {
     return bits;
 }
 
-/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of
-   degree 7 (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
-static inline float exp_f32(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    const float magic =
-        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer held in the low bits */
-    float t = x * 1.44269504f + magic;
-    float n = t - magic;
-    float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.98412698e-4f;
-    p = p * r + 1.38888889e-3f;
-    p = p * r + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * bits_to_float((float_to_bits(t) << 23) + 0x3f800000u);
-}
-
 /* The lanes of a sum, as one value: compilers take an array of them for so many scalars. */
 typedef float lanes __attribute__((vector_size(SUM_LANES * sizeof(float))));
 typedef int32_t lane_bits __attribute__((vector_size(SUM_LANES * sizeof(int32_t))));
@@ -128,78 +107,12 @@ static void NAME(fix)(int16_t *y, float *factor, const float *x, size_t n) {
     if (n % 2) y[n] = 0;
 }
 
-static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t n) {
-    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
-}
-
-static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_t n) {
-    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] = x[i] / (1.0f + exp_f32(-gate[i]));
-}
-
-/* tanh-GELU: 0.5 a (1 + tanh(u)) = a / (1 + exp(-2 u)), u = sqrt(2 / pi) (a + 0.044715 a^3) */
-static void NAME(gelu_bias)(float *x, const float *bias, size_t n) {
-    ELEMENTWISE for (size_t i = 0; i < n; i++) {
-        float a = x[i] + bias[i];
-        x[i] = a / (1.0f + exp_f32(-1.5957691216f * (a + 0.044715f * a * a * a)));
-    }
-}
-
 static void NAME(add)(float *y, const float *x, size_t n) {
     ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
 
-/* Qwen3.5's four taps as one loop over the channels. */
-static void four_taps(float *y, const float *const *taps, const float *w, size_t ldw, size_t n) {
-    const float *a = taps[0], *b = taps[1], *c = taps[2], *d = taps[3];
-    const float *wa = w, *wb = w + ldw, *wc = w + 2 * ldw, *wd = w + 3 * ldw;
-    ELEMENTWISE for (size_t i = 0; i < n; i++) {
-        float sum = wa[i] * a[i] + wb[i] * b[i] + wc[i] * c[i] + wd[i] * d[i];
-        y[i] = sum / (1.0f + exp_f32(-sum));
-    }
-}
-
-static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw,
-                            size_t K, size_t n) {
-    if (K == 4) {
-        four_taps(y, taps, w, ldw, n);
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        float sum = 0;
-        for (size_t j = 0; j < K; j++) sum += w[j * ldw + i] * taps[j][i];
-        y[i] = sum / (1.0f + exp_f32(-sum));
-    }
-}
-
-static float largest(const float *x, float than, size_t n) {
-    lanes top = than - (lanes){0};
-    size_t i = 0;
-    for (; i + SUM_LANES <= n; i += SUM_LANES) {
-        lanes a;
-        memcpy(&a, x + i, sizeof a);
-        lane_bits larger = a > top;
-        top = (lanes)(((lane_bits)a & larger) | ((lane_bits)top & ~larger));
-    }
-    float lane[SUM_LANES];
-    memcpy(lane, &top, sizeof lane);
-    for (size_t j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (size_t j = 0; j < SUM_LANES; j++) than = lane[j] > than ? lane[j] : than;
-    return than;
-}
-
-static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
-    float top = largest(s, m, n);
-    ELEMENTWISE for (size_t i = 0; i < n; i++) s[i] = exp_f32(s[i] - top);
-    *sum = sum_of(s, 0.0f, 1, n);
-    return top;
-}
-
 static void NAME(scale)(float *x, float a, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] *= a;
-}
-
-static void NAME(exp)(float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = exp_f32(x[i]);
 }
 
 /* ---- storage types ---- */
@@ -262,7 +175,5 @@ static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
 #define ELEMENTWISE_MEMBERS                                                                        \
     .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                             \
     .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)}, .rms_norm = NAME(rms_norm), \
-    .l2_norm = NAME(l2_norm), .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul),        \
-    .fix = NAME(fix), .layer_norm = NAME(layer_norm), .gelu_bias = NAME(gelu_bias),                \
-    .add = NAME(add), .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step),            \
-    .scale = NAME(scale), .exp = NAME(exp)
+    .l2_norm = NAME(l2_norm), .fix = NAME(fix), .layer_norm = NAME(layer_norm), .add = NAME(add),  \
+    .scale = NAME(scale)

@@ -81,13 +81,15 @@ typedef void q35_quantize_fn(const q35_tokens *tokens, size_t t, const float *x)
 typedef void q35_unpack_fn(q35_panel *panel, q35_panel_space *space, q35_dtype dtype,
                            const void *packed, size_t n);
 
-/* sum[t, r] += sum_k w[r, k] x[t, k]        sum [T, 16]; w the panel's n columns, which meet
-   columns k .. k + n of the tokens. The integer sums of a group are exact; groups are added up in
-   their order, so that bits do not depend on how columns are cut into pieces. */
-typedef void q35_dot_panel_fn(float *sum, const q35_panel *panel, const q35_tokens *tokens,
-                              size_t T, size_t k, size_t n);
+/* sum[t, r] = (add ? sum[t, r] : 0) + sum_k w[r, k] x[t, k]        sum [T, 16], ld elements apart;
+   w the panel's n columns, which meet columns k .. k + n of the tokens. The integer sums of a group
+   are exact; groups are added up in their order, so that bits do not depend on how columns are cut
+   into pieces. */
+typedef void q35_dot_panel_fn(float *sum, size_t ld, int add, const q35_panel *panel,
+                              const q35_tokens *tokens, size_t T, size_t k, size_t n);
 
-/* The same for all columns of the first token from where the panel lies packed, to the bit. */
+/* sum [16] = what dot_panel gives, to the bit, for all columns of the first token, from where the
+   panel lies packed. */
 typedef void q35_dot_packed_fn(float *sum, q35_dtype dtype, const void *packed,
                                const q35_tokens *token);
 

@@ -92,12 +92,14 @@ ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const int8_t *codes, 
     }
 }
 
-ALWAYS void PANEL(panel_tile)(float *y, const q35_panel *w, const q35_tokens *x, size_t k, size_t n,
-                              const int halved, const int with_min, const int fine, const int T) {
+ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, const q35_tokens *x,
+                              size_t k, size_t n, const int halved, const int with_min,
+                              const int fine, const int T) {
     const size_t columns = halved ? 16 : 32;
     V sum[PANEL_TOKENS][PARTS];
     for (int t = 0; t < T; t++)
-        for (int c = 0; c < PARTS; c++) sum[t][c] = vload(y + t * Q35_PANEL + c * LANES);
+        for (int c = 0; c < PARTS; c++)
+            sum[t][c] = add ? vload(y + (size_t)t * ld + c * LANES) : vzero();
     for (size_t g = 0; g < n / columns; g++) {
         const size_t at = g * Q35_PANEL, column = g * columns;
         const int8_t *codes =
@@ -107,30 +109,31 @@ ALWAYS void PANEL(panel_tile)(float *y, const q35_panel *w, const q35_tokens *x,
          x, k + column, halved ? 4 : 8, fine, T);
     }
     for (int t = 0; t < T; t++)
-        for (int c = 0; c < PARTS; c++) vstore(y + t * Q35_PANEL + c * LANES, sum[t][c]);
+        for (int c = 0; c < PARTS; c++) vstore(y + (size_t)t * ld + c * LANES, sum[t][c]);
 }
 
-ALWAYS void PANEL(panel_tokens)(float *sum, const q35_panel *w, const q35_tokens *x, size_t k,
-                                size_t n, const int fine, const int T) {
+ALWAYS void PANEL(panel_tokens)(float *sum, size_t ld, int add, const q35_panel *w,
+                                const q35_tokens *x, size_t k, size_t n, const int fine,
+                                const int T) {
     if (w->group == 16 && w->min)
-        PANEL(panel_tile)(sum, w, x, k, n, 1, 1, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 1, fine, T);
     else if (w->group == 16)
-        PANEL(panel_tile)(sum, w, x, k, n, 1, 0, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 0, fine, T);
     else if (w->min)
-        PANEL(panel_tile)(sum, w, x, k, n, 0, 1, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 1, fine, T);
     else
-        PANEL(panel_tile)(sum, w, x, k, n, 0, 0, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 0, fine, T);
 }
 
-ALWAYS void PANEL(panel_all)(float *sum, const q35_panel *w, q35_tokens x, size_t T, size_t k,
-                             size_t n, const int fine) {
+ALWAYS void PANEL(panel_all)(float *sum, size_t ld, int add, const q35_panel *w, q35_tokens x,
+                             size_t T, size_t k, size_t n, const int fine) {
     size_t t = 0;
-#define TOKENS(count)                                                       \
-    for (; t + (count) <= T; t += (count)) {                                \
-        PANEL(panel_tokens)(sum + t * Q35_PANEL, w, &x, k, n, fine, count); \
-        x.q += (count) * x.columns;                                         \
-        x.low += fine ? (count) * x.columns : 0;                            \
-        x.group += (count) * (x.columns / Q35_GROUP);                       \
+#define TOKENS(count)                                                         \
+    for (; t + (count) <= T; t += (count)) {                                  \
+        PANEL(panel_tokens)(sum + t * ld, ld, add, w, &x, k, n, fine, count); \
+        x.q += (count) * x.columns;                                           \
+        x.low += fine ? (count) * x.columns : 0;                              \
+        x.group += (count) * (x.columns / Q35_GROUP);                         \
     }
     TOKENS(PANEL_TOKENS)
 #if PANEL_TOKENS > 4
@@ -141,12 +144,12 @@ ALWAYS void PANEL(panel_all)(float *sum, const q35_panel *w, q35_tokens x, size_
 #undef TOKENS
 }
 
-static void PANEL(dot_panel)(float *sum, const q35_panel *w, const q35_tokens *tokens, size_t T,
-                             size_t k, size_t n) {
+static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
+                             const q35_tokens *tokens, size_t T, size_t k, size_t n) {
     if (tokens->low)
-        PANEL(panel_all)(sum, w, *tokens, T, k, n, 1);
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1);
     else
-        PANEL(panel_all)(sum, w, *tokens, T, k, n, 0);
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0);
 }
 
 /* ---- one token, from packed records: nothing is stored on the way ---- */
@@ -217,7 +220,7 @@ ALWAYS void PANEL(packed_type)(float *y, const uint8_t *record, const q35_tokens
                                const q35_packing p, const int fine) {
     const q35_record r = q35_record_of(p);
     V sum[PARTS];
-    for (int c = 0; c < PARTS; c++) sum[c] = vload(y + c * LANES);
+    for (int c = 0; c < PARTS; c++) sum[c] = vzero();
     for (size_t k = 0; k < x->columns; k += r.columns, record += r.bytes)
         PANEL(packed_record)(sum, record, x, k, p, fine);
     for (int c = 0; c < PARTS; c++) vstore(y + c * LANES, sum[c]);

@@ -1,4 +1,4 @@
-/* simd.inl: dot, mix and delta, written once for every vector width.
+/* simd.inl: dot, mix, delta, and what takes exponentials, written once for every vector width.
  *
  * What the including target defines:
  *
@@ -6,7 +6,9 @@
  *   LANES, V                       width and type of a vector
  *   vzero vset vload vstore        of whole vectors
  *   vload_n vstore_n               of the first n < LANES lanes; the others read as 0
- *   vfma(a, b, c)                  a b + c; vmul, vsub likewise
+ *   vfma(a, b, c)                  a b + c; vmul, vadd, vsub, vdiv, vmin, vmax likewise
+ *   vpower(a, t)                   a 2^n, n held in the low bits of t
+ *   vlargest(v)                    of the lanes
  *   vsum(v), vsum4(a, b, c, d)     sums of lanes, of one and of four vectors, in the same order
  *   vload_as, vload_as_n           elements of a storage type as f32
  *   DOT_TOKENS                     with DOT_ROWS the register tile of dot
@@ -224,6 +226,104 @@ static void NAME(delta)(float *out, size_t ldo, float *state, const float *q, co
                    1, cols - j);
 }
 
-#define SIMD_MEMBERS                                       \
-    .dot = {NAME(dot_f32), NAME(dot_f16), NAME(dot_bf16)}, \
-    .mix = {NAME(mix_f32), NAME(mix_f16), NAME(mix_bf16)}, .delta = NAME(delta)
+/* ---- with exponentials ---- */
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) by its Taylor polynomial of
+   degree 7 (remainder below 6e-9 on that interval). ln 2 in two parts keeps r exact to f32. */
+ALWAYS V vexp(V x) {
+    const V magic = vset(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = vmin(vmax(x, vset(-87.0f)), vset(88.0f));
+    V t = vfma(x, vset(1.44269504f), magic), n = vsub(t, magic);
+    V r = vfma(n, vset(-0.693145752f), x);
+    r = vfma(n, vset(-1.42860677e-6f), r);
+    V p = vset(1.98412698e-4f);
+    p = vfma(p, r, vset(1.38888889e-3f));
+    p = vfma(p, r, vset(8.33333333e-3f));
+    p = vfma(p, r, vset(4.16666667e-2f));
+    p = vfma(p, r, vset(1.66666667e-1f));
+    p = vfma(p, r, vset(0.5f));
+    p = vfma(p, r, vset(1.0f));
+    return vpower(vfma(p, r, vset(1.0f)), t);
+}
+
+/* a / (1 + exp(-x)) */
+ALWAYS V vsigmoid_mul(V x, V a) { return vdiv(a, vadd(vset(1.0f), vexp(vsub(vzero(), x)))); }
+
+static void NAME(silu_mul)(float *y, const float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        V g = vload(gate + i);
+        vstore(y + i, vsigmoid_mul(g, vmul(g, vload(up + i))));
+    }
+    if (i == n) return;
+    V g = vload_n(gate + i, n - i);
+    vstore_n(y + i, vsigmoid_mul(g, vmul(g, vload_n(up + i, n - i))), n - i);
+}
+
+static void NAME(sigmoid_mul)(float *y, const float *gate, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(y + i, vsigmoid_mul(vload(gate + i), vload(x + i)));
+    if (i == n) return;
+    vstore_n(y + i, vsigmoid_mul(vload_n(gate + i, n - i), vload_n(x + i, n - i)), n - i);
+}
+
+/* tanh-GELU: 0.5 a (1 + tanh(u)) = a / (1 + exp(-2 u)), u = sqrt(2 / pi) (a + 0.044715 a^3) */
+ALWAYS V vgelu(V a) {
+    V cubed = vmul(vmul(a, a), a);
+    return vsigmoid_mul(vmul(vset(1.5957691216f), vfma(vset(0.044715f), cubed, a)), a);
+}
+
+static void NAME(gelu_bias)(float *x, const float *bias, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(x + i, vgelu(vadd(vload(x + i), vload(bias + i))));
+    if (i == n) return;
+    vstore_n(x + i, vgelu(vadd(vload_n(x + i, n - i), vload_n(bias + i, n - i))), n - i);
+}
+
+static void NAME(conv_silu)(float *y, const float *const *taps, const float *w, size_t ldw,
+                            size_t K, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        V sum = vzero();
+        for (size_t j = 0; j < K; j++) sum = vfma(vload(w + j * ldw + i), vload(taps[j] + i), sum);
+        vstore(y + i, vsigmoid_mul(sum, sum));
+    }
+    if (i == n) return;
+    V sum = vzero();
+    for (size_t j = 0; j < K; j++)
+        sum = vfma(vload_n(w + j * ldw + i, n - i), vload_n(taps[j] + i, n - i), sum);
+    vstore_n(y + i, vsigmoid_mul(sum, sum), n - i);
+}
+
+static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
+    const float *end = s + n / LANES * LANES;
+    const size_t rest = n % LANES;
+    V most = vset(m), all = vzero();
+    for (const float *p = s; p < end; p += LANES) most = vmax(most, vload(p));
+    float top = vlargest(most);
+    for (size_t i = 0; i < rest; i++) top = end[i] > top ? end[i] : top;
+    for (float *p = s; p < end; p += LANES) {
+        V e = vexp(vsub(vload(p), vset(top)));
+        vstore(p, e);
+        all = vadd(all, e);
+    }
+    if (rest) {
+        float *last = s + n - rest;
+        vstore_n(last, vexp(vsub(vload_n(last, rest), vset(top))), rest);
+        all = vadd(all, vload_n(last, rest));
+    }
+    *sum = vsum(all);
+    return top;
+}
+
+static void NAME(exp)(float *y, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(y + i, vexp(vload(x + i)));
+    if (i < n) vstore_n(y + i, vexp(vload_n(x + i, n - i)), n - i);
+}
+
+#define SIMD_MEMBERS                                                                            \
+    .dot = {NAME(dot_f32), NAME(dot_f16), NAME(dot_bf16)},                                      \
+    .mix = {NAME(mix_f32), NAME(mix_f16), NAME(mix_bf16)}, .delta = NAME(delta),                \
+    .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul), .gelu_bias = NAME(gelu_bias), \
+    .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .exp = NAME(exp)
