@@ -21,7 +21,7 @@ flags = [
     "-std=c11",
     "-D_GNU_SOURCE",
     "-O3",
-    "-fopenmp",
+    "-pthread",
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -57,7 +57,7 @@ setup(
             libraries=[scipy_openblas32.get_library(), "m"],
             extra_compile_args=flags,
             extra_link_args=[
-                "-fopenmp",
+                "-pthread",
                 *os.environ.get("QWEN35_LDFLAGS", "").split(),
                 *(f"-Wl,-rpath,{path}" for path in run_paths),
             ],

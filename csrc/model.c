@@ -124,7 +124,7 @@ int qwen35_vision_encode(qwen35_model *model, const float *pixels, const size_t 
                          qwen35_status *status) {
     if (q35_check_process(model, status)) return status->code;
     q35_team team;
-    q35_team_init(&team, model->threads, poll, arg);
+    q35_team_init(&team, model->pool, poll, arg);
     return q35_vision_encode(&team, &model->vision, &model->weights.vision, pixels, grid, features,
                              qwen35_vision_feature_floats(model), status);
 }
@@ -135,7 +135,9 @@ q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status) {
     if (scratch) model->idle = scratch->next;
     pthread_mutex_unlock(&model->lock);
     size_t state_floats = q35_cache_state_floats(&model->cache_shape);
-    return scratch ? scratch : q35_scratch_new(&model->g, model->threads, state_floats, status);
+    return scratch
+               ? scratch
+               : q35_scratch_new(&model->g, q35_pool_threads(model->pool), state_floats, status);
 }
 
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch) {
@@ -207,8 +209,9 @@ qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *l
     qwen35_model *model = q35_alloc(1, sizeof *model, "model", status);
     if (!model) return NULL;
     pthread_mutex_init(&model->lock, NULL);
-    model->threads = threads < 1 ? 1 : threads;
     model->pid = getpid();
+    model->pool = q35_pool_new(threads, status);
+    if (!model->pool) goto fail;
     if (own_geometry(model, geometry, status)) goto fail;
     if (q35_weights_bind(&model->weights, &model->g, lookup, arg, status)) goto fail;
     q35_cache_shape_init(&model->cache_shape, &model->g, kv_dtype);
@@ -246,7 +249,7 @@ static int pack_matrix(void *arg, q35_matrix *w) {
 int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status) {
     if (!model->g.integers || model->weights.packed) return Q35_OK;
     q35_team team;
-    q35_team_init(&team, model->threads, watch ? watch->poll : NULL, watch ? watch->arg : NULL);
+    q35_team_init(&team, model->pool, watch ? watch->poll : NULL, watch ? watch->arg : NULL);
     packing p = {.team = &team, .watch = watch};
     q35_weights_each(&model->weights, &model->g, pack_matrix, &p);
     if (!p.bytes) return Q35_OK;
@@ -266,6 +269,7 @@ void qwen35_model_free(qwen35_model *model) {
         q35_scratch_free(model->idle);
         model->idle = next;
     }
+    q35_pool_free(model->pool);
     q35_weights_free(&model->weights);
     q35_free(model->inv_freq);
     q35_free(model->kinds);
@@ -281,10 +285,11 @@ void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
     memory->owned = model->weights.owned_bytes;
     memory->kv_per_token = model->cache_shape.page_bytes / Q35_PAGE;
     memory->state = q35_cache_state_floats(&model->cache_shape) * sizeof(float);
-    memory->scratch = q35_scratch_bytes(&model->g, model->threads, memory->state / sizeof(float));
+    memory->scratch =
+        q35_scratch_bytes(&model->g, q35_pool_threads(model->pool), memory->state / sizeof(float));
 }
 
-int qwen35_model_threads(const qwen35_model *model) { return model->threads; }
+int qwen35_model_threads(const qwen35_model *model) { return q35_pool_threads(model->pool); }
 size_t qwen35_model_vocabulary(const qwen35_model *model) { return model->g.V; }
 size_t qwen35_model_width(const qwen35_model *model) { return model->g.D; }
 

@@ -19,7 +19,7 @@ struct qwen35_model {
     size_t *vision_deep;
     q35_weights weights;
     q35_cache_shape cache_shape;
-    int threads;
+    q35_pool *pool;
     pid_t pid; /* the process whose threads may compute */
     pthread_mutex_t lock;
     q35_scratch *idle; /* guarded by lock */

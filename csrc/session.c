@@ -177,7 +177,7 @@ int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
     q35_scratch *scratch = q35_scratch_take(session->model, status);
     if (!scratch) return status->code;
     q35_team team;
-    q35_team_init(&team, session->model->threads, options->poll, options->arg);
+    q35_team_init(&team, session->model->pool, options->poll, options->arg);
     status->code = Q35_OK;
     q35_input in = {ids, 0, options->positions, T, options->n_features ? options->features : NULL};
     for (size_t done = 0; done < T && !status->code;) {

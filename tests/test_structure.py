@@ -107,16 +107,16 @@ def test_kernels_know_nothing_above_libc() -> None:
             assert "cpu.h" not in own_includes(path), (
                 f"{name_of(path)} asks the processor: only table.c does"
             )
-        assert not calls(path, r"malloc|calloc|realloc|free|aligned_alloc|omp_\w+"), name_of(path)
-        assert "#pragma omp" not in path.read_text(), name_of(path)
+        assert not calls(path, r"malloc|calloc|realloc|free|aligned_alloc|pthread_\w+"), name_of(path)
 
 
-def test_one_file_knows_openmp_and_one_knows_blas() -> None:
-    openmp = [name_of(p) for p in SOURCES if re.search(r"#\s*pragma omp|<omp\.h>", p.read_text())]
+def test_one_file_starts_threads_and_one_knows_blas() -> None:
+    threads = [name_of(p) for p in SOURCES if calls(p, r"pthread_create|thrd_create|omp_\w+")]
+    assert not [p for p in SOURCES if "#pragma omp" in p.read_text()]
     blas = [
         name_of(p) for p in SOURCES if re.search(r"cblas_\w+\s*\(", without_comments(p.read_text()))
     ]
-    assert openmp == ["threads.c"]
+    assert threads == ["threads.c"]
     assert set(blas) <= {"linear.c"}
 
 
@@ -194,7 +194,6 @@ def test_scan_for_writable_globals(tmp_path: Path) -> None:
 WRITABLE = {
     "kernels/table.c": {"q35_kernel"},  # the kernel table, chosen once at import
     "linear.c": {"blas_lock"},  # OpenBLAS is one per process, and so is its lock
-    "threads.c": {"team_pid"},  # of the thread: in which process its OpenMP team lives
 }
 # Definitions that CPython's API wants writable, though nobody writes them.
 CPYTHON = re.compile(r"static (struct )?Py\w+ |Py\w+ |static char \*names\[\]")

@@ -176,7 +176,8 @@ const char q35_run_product_doc[] =
 static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packed, int add,
                     int threads, qwen35_status *status) {
     q35_team team;
-    q35_team_init(&team, threads, NULL, NULL);
+    q35_pool *pool = q35_pool_new(threads, status);
+    q35_team_init(&team, pool, NULL, NULL);
     uint8_t *bytes = NULL;
     float *memory = q35_alloc(q35_linear_floats(w->cols, T, threads), 4, "scratch", status);
     if (packed && q35_packable(w->dtype)) {
@@ -186,6 +187,7 @@ static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packe
     }
     q35_product product = {w, y, w->rows};
     if (!status->code) q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+    q35_pool_free(pool);
     q35_free(bytes);
     q35_free(memory);
     return status->code;
