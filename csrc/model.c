@@ -234,7 +234,10 @@ static int pack_matrix(void *arg, q35_matrix *w) {
     packing *p = arg;
     if (w->dtype < Q35_DTYPES) return 0;
     w->integers = 1;
-    if (!q35_packable(w->dtype)) return 0;
+    if (!q35_packable(w->dtype)) {
+        w->fine = 1; /* taking the rows apart costs more than the second byte of the tokens */
+        return 0;
+    }
     const size_t bytes = (q35_packed_bytes(w) + Q35_ALIGN - 1) / Q35_ALIGN * Q35_ALIGN;
     p->bytes += bytes;
     if (!p->next) return 0;

@@ -32,6 +32,7 @@ class Geometry(TypedDict):
     inv_freq: NDArray[np.float32]  # [Dr / 2], rope scaling (YaRN) already applied
     rope_attention_scaling: float  # multiplies cos and sin; 1.0 without YaRN
     tiled_value_heads: bool  # value head h uses key head h % Hk, as in GGUF files
+    integer_products: bool  # blocks meet tokens in 8 or 16 bits, not in float32
     vision: VisionGeometry | None  # None: text only
 
 class VisionGeometry(TypedDict):
@@ -65,11 +66,12 @@ class Model:
         self,
         geometry: Geometry,
         # float32, float16, or bfloat16 seen as uint16; C-contiguous. Matrices also in blocks, as
-        # (type, [rows, bytes of a row])
-        tensors: Mapping[str, NDArray[Any] | tuple[str, NDArray[np.uint8]]],
+        # (type, [rows, bytes of a row], whether that is a mapped file)
+        tensors: Mapping[str, NDArray[Any] | tuple[str, NDArray[np.uint8], bool]],
         *,
         threads: int = 1,
         kv_dtype: KvDtype = "float16",
+        progress: Callable[[int, int], object] | None = None,  # bytes laid out, bytes in all
     ) -> None: ...
     @property
     def threads(self) -> int: ...

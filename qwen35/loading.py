@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import Config
 from .errors import ModelFormatError
 from .fields import nearest
-from .load_progress import LoadProgress, reporting
+from .load_progress import LoadProgress, Report, reporting
 from .machine import (
     default_threads,
     release_free_memory,
@@ -70,7 +70,10 @@ def load(
 
     revision: branch, tag or commit of a hub id. local_files_only: use the hub's cache alone.
     dtype: "auto" as stored; "float32" the exact reference mode (bf16 and f16 weights are exact in
-        it and stay as they are); "bfloat16" converts weights stored otherwise, rounding to nearest
+        it and stay as they are, and tokens meet the numbers that blocks stand for); in all others
+        matrices of blocks are laid out anew in memory and multiplied as integers by tokens in 8
+        bits, 16 where it shows (KL below 1e-4 nats). "bfloat16" converts weights stored otherwise,
+        rounding to nearest
         even. In all but "float32" a vision tower of bf16 weights multiplies in 16-bit fixed point
         and bfloat16 where the processor does so faster (features within 4e-4 of the largest).
     quantize: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", ...: matrices that are larger become such
@@ -122,18 +125,19 @@ def load(
                 quantize_weights(checkpoint, recipe, threads, report)
             if dtype == "bfloat16":
                 to_bfloat16(checkpoint.tensors, report)
-        if check:
-            checkpoint.check_finite()
-        return _model(
-            checkpoint,
-            dtype=dtype,
-            context=_context(checkpoint.config, context),
-            threads=default_threads() if threads is None else threads,
-            kv_dtype=_kv_dtype(kv_dtype, dtype),
-            vision=vision,
-            media_limits=media_limits,
-            bars=progress if isinstance(progress, bool) else None,
-        )
+            if check:
+                checkpoint.check_finite()
+            return _model(
+                checkpoint,
+                dtype=dtype,
+                context=_context(checkpoint.config, context),
+                threads=default_threads() if threads is None else threads,
+                kv_dtype=_kv_dtype(kv_dtype, dtype),
+                vision=vision,
+                media_limits=media_limits,
+                bars=progress if isinstance(progress, bool) else None,
+                report=report,
+            )
     except BaseException:
         checkpoint.close()
         raise
@@ -228,6 +232,7 @@ def _model(
     vision: bool,
     media_limits: "MediaLimits | None",
     bars: bool | None,
+    report: Report,
 ) -> "Model":
     from . import _core
     from .model import Model
@@ -239,7 +244,13 @@ def _model(
     )
     names = [name for name, _ in _core.expected_tensors(geometry)]
     tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
-    core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
+    core = _core.Model(
+        geometry,
+        tensors,
+        threads=int(threads),
+        kv_dtype=kv_dtype,
+        progress=lambda done, total: report(done, total, "pack"),
+    )
     tokenizer: Any = _tokenizer(checkpoint)
     return Model(
         checkpoint,

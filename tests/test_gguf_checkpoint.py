@@ -85,7 +85,7 @@ def test_logits(tmp_path: Path, kind: str) -> None:
     back: 1e-4 of the largest. A head out of place is off by a third of it.
     """
     path = write_gguf(tmp_path / "x.gguf", text_metadata(), written(kind))
-    with qwen35.load(path, kv_dtype="float32", mtp=False) as model:
+    with qwen35.load(path, dtype="float32", mtp=False) as model:
         got = model.logits(IDS)
         want = Reference(FIELDS, dict(model.tensors)).logits(IDS)
     assert core_models.relative_error(got, want) <= 1e-4
@@ -106,10 +106,15 @@ def test_tensors_are_those_of_a_checkpoint(tmp_path: Path) -> None:
 
 def test_dtype_converts_what_is_not_in_blocks(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "x.gguf", text_metadata(), written("Q8_0"))
+    with qwen35.load(path, dtype="bfloat16", mtp=False) as model:
+        tensors = dict(model.tensors)
+    assert tensors[f"{ROOT}layers.0.linear_attn.out_proj.weight"].dtype == ml_dtypes.bfloat16
+    assert tensors[f"{ROOT}layers.0.mlp.gate_proj.weight"].dtype == np.float32
+    path = write_gguf(tmp_path / "y.gguf", text_metadata(), written("F32"))
     with qwen35.load(path, dtype="bfloat16", kv_dtype="float32", mtp=False) as model:
         tensors = dict(model.tensors)
         got, want = model.logits(IDS), Reference(FIELDS, tensors).logits(IDS)
-    assert tensors[f"{ROOT}layers.0.linear_attn.out_proj.weight"].dtype == ml_dtypes.bfloat16
+    assert tensors[f"{ROOT}layers.0.mlp.gate_proj.weight"].dtype == ml_dtypes.bfloat16
     assert core_models.relative_error(got, want) <= 1e-4
 
 

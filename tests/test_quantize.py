@@ -4,13 +4,16 @@ reference in float64 on the decoded blocks for what comes out.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import checkpoints
 import core_models
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from reference import Reference
 
 import qwen35
@@ -140,3 +143,45 @@ def test_blocks_that_are_smaller_already_stay(tmp_path: Path) -> None:
         from qwen35.quantize import plan
 
         assert list(plan(tensors, "q8_0", layers=8, tied=True)) == []
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m"])
+def test_tokens_of_8_bits_cost_little(recipe: str) -> None:
+    """On what tiny was trained for, its answers to held-out questions: KL to the same blocks with
+    tokens in float32, which parity tests hold against transformers, and the likeliest tokens.
+    """
+    with (
+        qwen35.load("tiny", quantize=recipe, dtype="float32") as exact,
+        qwen35.load("tiny", quantize=recipe) as model,
+    ):
+        divergences, agree = [], []
+        for ids in conversations(model):
+            want, got = (log_softmax(m.logits(ids)) for m in (exact, model))
+            divergences.append((np.exp(want) * (want - got)).sum(-1))
+            agree.append(want.argmax(-1) == got.argmax(-1))
+    assert np.concatenate(divergences).mean() <= 1e-4
+    assert np.concatenate(agree).mean() >= 0.99
+
+
+def log_softmax(x: NDArray[Any]) -> NDArray[np.float64]:
+    x = x.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def conversations(model: qwen35.Model) -> list[list[int]]:
+    """Two held-out questions of each task and mode, with their answers."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples" / "tiny"))
+    try:
+        from render import Renderer
+        from tasks import READ, example
+    finally:
+        sys.path.pop()
+    renderer, found = Renderer(Path(qwen35.__file__).parent / "tiny"), []
+    for task in READ:
+        for thinking in (False, True):
+            rng = Random(f"fidelity {task} {thinking}")
+            for _ in range(2):
+                one = example(rng, task, held=True, level=0.2, thinking=thinking)
+                found.append(model.tokenize("".join(renderer.text(one)), special=True))
+    return found

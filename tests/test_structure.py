@@ -107,7 +107,9 @@ def test_kernels_know_nothing_above_libc() -> None:
             assert "cpu.h" not in own_includes(path), (
                 f"{name_of(path)} asks the processor: only table.c does"
             )
-        assert not calls(path, r"malloc|calloc|realloc|free|aligned_alloc|pthread_\w+"), name_of(path)
+        assert not calls(path, r"malloc|calloc|realloc|free|aligned_alloc|pthread_\w+"), name_of(
+            path
+        )
 
 
 def test_one_file_starts_threads_and_one_knows_blas() -> None:
