@@ -99,6 +99,12 @@ class GgufTensors(Mapping[str, NDArray[Any]]):
         (value.data if isinstance(value, Blocks) else value).flags.writeable = False
         self._kept[name] = value
 
+    def let_go(self, name: str) -> None:
+        """Have a tensor's pages leave memory until they are read again."""
+        model, source = self._homes[name]
+        for part in source.stored:
+            model.let_go(part)
+
     def home(self, name: str) -> tuple[GgufModel, Source]:
         """The file that a tensor is stored in, and how it is made of what lies there."""
         return self._homes[name]

@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,14 +49,14 @@ class Typed:
 
 @dataclass(frozen=True)
 class OutTensor:
-    """A tensor to be written. shape: elements, innermost last. make() gives an array of exactly
-    `nbytes` bytes, and may say on its way how far it is.
+    """A tensor to be written. shape: elements, innermost last. make() gives arrays of `nbytes`
+    bytes in all, written as they come, and may say on its way how far it is.
     """
 
     name: str
     type: GgmlType
     shape: tuple[int, ...]
-    make: Callable[[Share], NDArray[Any]]
+    make: Callable[[Share], Iterable[NDArray[Any]]]
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +79,22 @@ def write_gguf(
     PermissionError about the folder, OSError (with numbers) where the disk is too full; ValueError
     for a tensor whose bytes are not those it announced.
     """
+    with pending_gguf(path, metadata, tensors, overwrite=overwrite, report=report) as total:
+        return total
+
+
+@contextlib.contextmanager
+def pending_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[OutTensor],
+    *,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Iterator[int]:
+    """A file that is whole on the disk within the block, and gets its name at its end; an error in
+    the block removes it. Gives its size; the rest is as of `write_gguf`.
+    """
     refuse_existing(path, overwrite)
     header = _header(metadata, tensors)
     total = len(header) + sum(_padded(tensor.nbytes) for tensor in tensors)
@@ -88,10 +104,10 @@ def write_gguf(
         file.write(header)
         _write_tensors(file, tensors, report)
         file.sync()
+        yield total
         refuse_existing(path, overwrite)  # somebody else was faster
         os.replace(file.name, path)
     _sync_folder(path.parent)
-    return total
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -204,14 +220,17 @@ def _write_tensors(file: _Part, tensors: Sequence[OutTensor], report: Report | N
             if report is not None:
                 report(before + int(part * size), total)
 
-        data = np.ascontiguousarray(tensor.make(share)).reshape(-1).view(np.uint8)
-        if data.nbytes != tensor.nbytes:
+        made = 0
+        for part in tensor.make(share):
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            made += data.nbytes
+            for begin in range(0, data.nbytes, PIECE_BYTES):
+                file.write(data[begin : begin + PIECE_BYTES])
+        if made != tensor.nbytes:
             raise ValueError(
-                f"tensor {shown(tensor.name)}: {data.nbytes} bytes were made: expected "
-                f"{tensor.nbytes}, {tensor.type} of {list(tensor.shape)}"
+                f"tensor {shown(tensor.name)}: {made} bytes were made: expected {tensor.nbytes}, "
+                f"{tensor.type} of {list(tensor.shape)}"
             )
-        for begin in range(0, data.nbytes, PIECE_BYTES):
-            file.write(data[begin : begin + PIECE_BYTES])
         file.write(bytes(_padded(tensor.nbytes) - tensor.nbytes))
         share(1.0)
         before += tensor.nbytes

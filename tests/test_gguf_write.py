@@ -27,7 +27,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="sends signals, takes
 
 
 def tensor(name: str, x: Any, kind: str = "F32", shape: tuple[int, ...] | None = None) -> OutTensor:
-    return OutTensor(name, BY_NAME[kind], shape or x.shape, lambda share: x)
+    return OutTensor(name, BY_NAME[kind], shape or x.shape, lambda share: [x])
 
 
 def left_in(folder: Path) -> list[str]:
@@ -119,7 +119,7 @@ def test_somebody_else_was_faster(tmp_path: Path) -> None:
 
     def make(share: Any) -> Any:
         path.write_bytes(b"theirs")
-        return np.ones(1, np.float32)
+        return [np.ones(1, np.float32)]
 
     with pytest.raises(FileExistsError):
         write_gguf(path, {}, [OutTensor("t", BY_NAME["F32"], (1,), make)])
@@ -173,7 +173,7 @@ def test_tensors_that_do_not_fit_what_they_announced(tmp_path: Path) -> None:
 def test_progress(tmp_path: Path) -> None:
     def make(share: Any) -> Any:
         share(0.5)
-        return np.zeros(100, np.float32)
+        return [np.zeros(30, np.float32), np.zeros(70, np.float32)]
 
     seen: list[tuple[int, int]] = []
     tensors = [OutTensor(name, BY_NAME["F32"], (100,), make) for name in "ab"]
@@ -190,7 +190,7 @@ from qwen35.gguf_write import OutTensor, write_gguf
 
 def make(share):
     time.sleep(float(sys.argv[2]))
-    return np.full(4096, 7, np.float32)
+    yield np.full(4096, 7, np.float32)
 
 tensors = [OutTensor(f"t{i}", BY_NAME["F32"], (4096,), make) for i in range(40)]
 print("ready", flush=True)
