@@ -175,9 +175,7 @@ def encode_in_bands(
                 done(before + elements)
 
         rows = range(begin, min(count, begin + each))
-        yield encode(
-            matrix, type, importance=importance, threads=threads, done=so_far, rows=rows
-        )
+        yield encode(matrix, type, importance=importance, threads=threads, done=so_far, rows=rows)
 
 
 def _numbers(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:
