@@ -132,18 +132,35 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 class _Part:
-    """The open part file under its name; every write goes through whole."""
+    """The open part file of `path` under its name; every write goes through whole."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self.name = file, name
+    def __init__(self, file: BinaryIO, name: str, path: Path) -> None:
+        self._file, self.name, self._path = file, name, path
+        self._done = 0
 
     def write(self, data: Any) -> None:
         view = memoryview(data).cast("B")
-        while view:
-            view = view[self._file.write(view) :]
+        with self._explained():
+            while view:
+                count = self._file.write(view)
+                view, self._done = view[count:], self._done + count
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with self._explained():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The system's error about a descriptor, as one about the file."""
+        try:
+            yield
+        except OSError as error:
+            found = OSError(
+                f"{self._path}: writing stopped after {self._done:,} bytes: {error.strerror}; "
+                "nothing is kept of the file; make room, or take a smaller type"
+            )
+            found.errno = error.errno
+            raise found from error
 
 
 @contextlib.contextmanager
@@ -157,7 +174,7 @@ def _part_file(path: Path) -> Iterator[_Part]:
             _lock(descriptor)
             if os.path.exists(name):  # not taken for a dead run's before it was locked
                 os.chmod(name, 0o666 & ~_umask())
-                yield _Part(file, name)
+                yield _Part(file, name, path)
                 return
         finally:
             file.close()
