@@ -1,8 +1,10 @@
 """What a model will take, in bytes, before any of it is taken: headers and the core's own sizes.
 
 checkpoint and how it is to be loaded -> Plan -> the context it gets, or MemoryError with the
-numbers. Blocks count as memory to be allocated, those of a GGUF file too. Plain matrices are used
-where their file is mapped: what does not fit of them is read from disk again and again.
+numbers. Blocks count as memory to be allocated, those of a GGUF file too, as they are laid out for
+the processor; but for an embedding that is not the head, of which rows are read, and in the exact
+mode. Those and plain matrices are used where their file is mapped: what does not fit of them is
+read from disk again and again.
 
 A context that was asked for is given or refused. The default one is a ceiling, as K/V pages come
 when they are needed: it is lowered to what the machine can hold, so that a long answer ends in
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import BlockSpan
-from .checkpoint import Checkpoint
+from .checkpoint import EMBEDDING, Checkpoint
 from .config import Config
 from .machine import available_memory
 from .quantize import block_bytes, plan
@@ -89,9 +91,11 @@ def make_plan(
     core = _core.plan_memory(geometry, threads=threads, kv_dtype=kv_dtype)
     used = {name for name, _ in _core.expected_tensors(geometry)}
     made = blocks_to_make(checkpoint, recipe)
+    table = "" if checkpoint.config.text.tie_word_embeddings else EMBEDDING
     weights, mapped, beside = core["owned"], 0, 0
     for name in tensors:
-        size, copied = _in_memory(tensors.span(name), made.get(name), dtype)
+        laid_out = dtype != "float32" and name != table
+        size, copied = _in_memory(tensors.span(name), made.get(name), dtype, laid_out)
         if name in used:
             weights, mapped = weights + size, mapped + (0 if copied else size)
         elif name in made or (dtype == "bfloat16" and is_converted(tensors.span(name))):
@@ -116,13 +120,13 @@ def core_geometry(checkpoint: Checkpoint, *, dtype: str, vision: bool) -> Any:
     )
 
 
-def _in_memory(span: Any, block_type: str | None, dtype: str) -> tuple[int, bool]:
+def _in_memory(span: Any, block_type: str | None, dtype: str, laid_out: bool) -> tuple[int, bool]:
     """Bytes of a tensor as it is used, and whether they are allocated."""
     if block_type is not None:
         return block_bytes(block_type, span.shape), True
     if dtype == "bfloat16" and is_converted(span):
         return 2 * math.prod(span.shape), True
-    return span.nbytes, isinstance(span, BlockSpan) or not span.aligned
+    return span.nbytes, laid_out if isinstance(span, BlockSpan) else not span.aligned
 
 
 def is_converted(array: Any) -> bool:

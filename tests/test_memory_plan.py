@@ -146,6 +146,26 @@ def test_info_of_heads_that_no_block_fits(small: Path, capsys: pytest.CaptureFix
     assert "heads of 40 are no multiple of its blocks of 32" in capsys.readouterr().err
 
 
+def test_embedding_that_is_not_the_head_stays_mapped(tmp_path: Path) -> None:
+    """307 rows of 256 in blocks of 34 bytes; in the exact mode all blocks stay."""
+    path = checkpoints.write_checkpoint(
+        tmp_path / "untied", tie_word_embeddings=False, vision=False, mtp=False, **WIDE
+    )
+    checkpoint = open_checkpoint(path)
+    export(checkpoint, tmp_path / "x.gguf", "q8_0", threads=1)
+    checkpoint.close()
+    found = open_checkpoint(tmp_path / "x.gguf")
+    options: dict[str, Any] = {"context": 1, "threads": 1, "kv_dtype": "float16"}
+    in_blocks = {name for name in found.tensors if found.tensors.span(name).dtype == "q8_0"}
+    plain = sum(found.tensors.span(n).nbytes for n in found.tensors if n not in in_blocks)
+    blocks = sum(found.tensors.span(n).nbytes for n in in_blocks)
+    assert memory_plan.make_plan(found, **options).mapped == plain + 307 * 256 // 32 * 34
+    assert memory_plan.make_plan(found, dtype="float32", **options).mapped == plain + blocks
+    folder = open_checkpoint(path)  # what quantize= makes of its matrices is in no file
+    rest = sum(folder.tensors.span(n).nbytes for n in folder.tensors if n not in in_blocks)
+    assert memory_plan.make_plan(folder, recipe="q8_0", **options).mapped == rest
+
+
 # ---- what does not fit ---------------------------------------------------------------------------
 
 
