@@ -1,5 +1,5 @@
-"""What happens to weights between their files and the core: read ahead, quantized, converted.
-memory_plan.py has compared their sizes with the memory there is.
+"""What happens to weights between their files and the core: read ahead, quantized, converted, and
+their mapped pages let go. memory_plan.py has compared their sizes with the memory there is.
 """
 
 import math
@@ -48,6 +48,7 @@ def to_bfloat16(tensors: "Tensors | GgufTensors", report: Report) -> None:
             done += source.nbytes
             report(done, total, "convert")
         tensors.replace(name, result)
+        tensors.let_go(name)
 
 
 def quantize_weights(
@@ -66,4 +67,5 @@ def quantize_weights(
         except ValueError as error:
             raise ModelFormatError(f"{checkpoint.path}: tensor {shown(name)}: {error}") from None
         tensors.replace(name, blocks)
+        tensors.let_go(name)
         before += math.prod(blocks.shape)
