@@ -28,6 +28,7 @@ from .quantize import block_bytes, plan
 MAX_DEFAULT_CONTEXT = 262_144
 LEAST_DEFAULT_CONTEXT = 4_096
 SPARE = 0.1  # of what is available: a default context leaves it to Python, images, other programs
+SMALL_BITS = 6  # a weight: models of fewer are not told to take a smaller type
 PAGE = 64  # tokens of a K/V page
 
 
@@ -44,6 +45,7 @@ class MemoryPlan:
     state: int  # recurrent state of one session
     scratch: int
     context: int  # tokens
+    parameters: int  # of the weights in use
 
     @property
     def kv(self) -> int:
@@ -108,6 +110,7 @@ def make_plan(
         state=core["state"],
         scratch=core["scratch"],
         context=context,
+        parameters=sum(math.prod(tensors.span(name).shape) for name in used),
     )
 
 
@@ -200,7 +203,7 @@ def _refusal(plan: MemoryPlan, where: str, available: int, kv_dtype: str) -> str
     ways = [f"context={fits} or less"] if fits else []
     if kv_dtype != "q8_0":
         ways.append('kv_dtype="q8_0"')
-    if plan.allocated > plan.kv / 4:  # worth a word
+    if plan.allocated > plan.kv / 4 and 8 * plan.weights / plan.parameters > SMALL_BITS:
         ways.append('a smaller quantize= such as "q4_k_m"')
     mapped = f" (and {gib(plan.mapped)} mapped from their file)" if plan.mapped else ""
     return (
