@@ -174,7 +174,7 @@ def test_a_killed_run_does_not_refuse_the_next(
     os.kill(pid, signal.SIGKILL)
     assert stopped.tell("collect") == -signal.SIGKILL
     stopped.close()
-    assert os.listdir(tmp_path) == part_files(tmp_path) != []
+    assert sorted(os.listdir(tmp_path)) == part_files(tmp_path) != []
     runs.tell("start")
     assert runs.tell("collect") == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good
