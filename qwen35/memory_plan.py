@@ -35,7 +35,7 @@ PAGE = 64  # tokens of a K/V page
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes. `weights` are those in use: `mapped` where their files lie, the rest allocated.
-    `beside` is what is converted and not used.
+    `beside` is what is held besides: converted and not used, or made from by quantize=.
     """
 
     weights: int
@@ -100,6 +100,7 @@ def make_plan(
         size, copied = _in_memory(tensors.span(name), made.get(name), dtype, laid_out)
         if name in used:
             weights, mapped = weights + size, mapped + (0 if copied else size)
+            beside += size if name in made and laid_out else 0  # as made, and as laid out
         elif name in made or (dtype == "bfloat16" and is_converted(tensors.span(name))):
             beside += size
     return MemoryPlan(
