@@ -356,8 +356,9 @@ int q35_weights_each(q35_weights *weights, const qwen35_geometry *geometry,
                      int (*visit)(void *arg, q35_matrix *matrix), void *arg) {
     matrices_visit v = {visit, arg};
     walk w = {geometry, visit_matrix, &v};
-    int stop = visit_text(&w, weights);
-    return stop ? stop : visit(arg, &weights->head);
+    /* The largest first: while it is packed its mapped pages are in memory beside the copy. */
+    int stop = visit(arg, &weights->head);
+    return stop ? stop : visit_text(&w, weights);
 }
 
 void q35_weights_free(q35_weights *weights) {
