@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resident import resident_bytes
+
 IMPORT = """
 import sys, time
 start = time.perf_counter()
@@ -33,14 +35,6 @@ def in_child(name: str, *args: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", name, *args]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def resident_bytes(kind: str) -> int:
-    """VmHWM (peak) or VmRSS (now) of this process; mapped weights count once read."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(kind):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def first_token(path: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from resident import forget_peak, resident_bytes
 
 TOKEN_SIDE = 32  # pixels of a token's side
 SMALL = 256  # pixels; the smallest side that is not enlarged
@@ -40,19 +41,6 @@ Encode = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 
 def random_image(size: int, seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def resident_bytes(kind: str) -> int:
-    """VmHWM (peak) or VmRSS (now) of this process; mapped weights count once read."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(kind):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status: no line {kind}")
-
-
-def forget_peak() -> None:
-    """Let VmHWM start again from what is resident now (proc(5): 5 into clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def open_qwen35(checkpoint: str, size: int, threads: int) -> Encode:

@@ -197,15 +197,16 @@ static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_st
     return g->vision ? own_vision(model, g->vision, status) : Q35_OK;
 }
 
+static int check_kv_dtype(const qwen35_geometry *g, q35_dtype kv_dtype, qwen35_status *status) {
+    if (g->Dh % q35_formats[kv_dtype].elements == 0) return Q35_OK;
+    return q35_fail(status, Q35_ARGUMENT,
+                    "kv_dtype %s: heads of %zu are no multiple of its blocks of %zu",
+                    q35_formats[kv_dtype].name, g->Dh, q35_formats[kv_dtype].elements);
+}
+
 qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
                                int threads, q35_dtype kv_dtype, qwen35_status *status) {
-    if (check_geometry(geometry, status)) return NULL;
-    if (geometry->Dh % q35_formats[kv_dtype].elements) {
-        q35_fail(status, Q35_ARGUMENT,
-                 "kv_dtype %s: heads of %zu are no multiple of its blocks of %zu",
-                 q35_formats[kv_dtype].name, geometry->Dh, q35_formats[kv_dtype].elements);
-        return NULL;
-    }
+    if (check_geometry(geometry, status) || check_kv_dtype(geometry, kv_dtype, status)) return NULL;
     qwen35_model *model = q35_alloc(1, sizeof *model, "model", status);
     if (!model) return NULL;
     pthread_mutex_init(&model->lock, NULL);
@@ -283,13 +284,30 @@ void qwen35_model_free(qwen35_model *model) {
     q35_free(model);
 }
 
+/* All but the weights. */
+static void count_memory(qwen35_memory *memory, const qwen35_geometry *g,
+                         const q35_cache_shape *shape, int threads) {
+    size_t state_floats = q35_cache_state_floats(shape);
+    memory->owned = q35_weights_owned_bytes(g);
+    memory->kv_per_token = shape->page_bytes / Q35_PAGE;
+    memory->state = state_floats * sizeof(float);
+    memory->scratch = q35_scratch_bytes(g, threads, state_floats);
+}
+
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
+    count_memory(memory, &model->g, &model->cache_shape, q35_pool_threads(model->pool));
     memory->weights = model->weights.given_bytes;
-    memory->owned = model->weights.owned_bytes;
-    memory->kv_per_token = model->cache_shape.page_bytes / Q35_PAGE;
-    memory->state = q35_cache_state_floats(&model->cache_shape) * sizeof(float);
-    memory->scratch =
-        q35_scratch_bytes(&model->g, q35_pool_threads(model->pool), memory->state / sizeof(float));
+}
+
+int qwen35_plan_memory(const qwen35_geometry *geometry, int threads, q35_dtype kv_dtype,
+                       qwen35_memory *memory, qwen35_status *status) {
+    if (check_geometry(geometry, status) || check_kv_dtype(geometry, kv_dtype, status))
+        return status->code;
+    q35_cache_shape shape;
+    q35_cache_shape_init(&shape, geometry, kv_dtype);
+    count_memory(memory, geometry, &shape, threads < 1 ? 1 : threads);
+    memory->weights = 0;
+    return Q35_OK;
 }
 
 int qwen35_model_threads(const qwen35_model *model) { return q35_pool_threads(model->pool); }

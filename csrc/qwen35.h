@@ -90,6 +90,9 @@ typedef struct qwen35_watch {
 int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
+/* What a model of this geometry will say, before there is one; `weights` is left 0. */
+int qwen35_plan_memory(const qwen35_geometry *geometry, int threads, q35_dtype kv_dtype,
+                       qwen35_memory *memory, qwen35_status *status);
 int qwen35_model_threads(const qwen35_model *model);
 size_t qwen35_model_vocabulary(const qwen35_model *model);
 size_t qwen35_model_width(const qwen35_model *model); /* D */

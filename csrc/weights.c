@@ -316,20 +316,24 @@ static int allocate_vision(q35_vision_weights *vision, const qwen35_vision_geome
     return vision->blocks && vision->deep ? Q35_OK : status->code;
 }
 
+size_t q35_weights_owned_bytes(const qwen35_geometry *geometry) {
+    size_t floats = 0;
+    visit_all(geometry, NULL, count_owned, &floats);
+    return floats * sizeof(float);
+}
+
 int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
                      void *arg, qwen35_status *status) {
     memset(weights, 0, sizeof *weights);
-    size_t n_owned = 0;
-    visit_all(geometry, NULL, count_owned, &n_owned);
+    weights->owned_bytes = q35_weights_owned_bytes(geometry);
     weights->layers = q35_alloc(geometry->L, sizeof *weights->layers, "layer table", status);
-    weights->owned = q35_alloc(n_owned, sizeof(float), "weight vectors", status);
+    weights->owned = q35_alloc(weights->owned_bytes, 1, "weight vectors", status);
     if (!weights->layers || !weights->owned) goto fail;
     if (geometry->vision && allocate_vision(&weights->vision, geometry->vision, status)) goto fail;
     for (size_t l = 0; l < geometry->L; l++) weights->layers[l].kind = geometry->kinds[l];
     binding b = {lookup, arg, weights->owned, 0, status};
     if (visit_all(geometry, weights, bind_one, &b)) goto fail;
     if (geometry->tied) weights->head = weights->embedding;
-    weights->owned_bytes = n_owned * sizeof(float);
     weights->given_bytes = b.given_bytes;
     return Q35_OK;
 fail:
@@ -353,8 +357,9 @@ int q35_weights_each(q35_weights *weights, const qwen35_geometry *geometry,
                      int (*visit)(void *arg, q35_matrix *matrix), void *arg) {
     matrices_visit v = {visit, arg};
     walk w = {geometry, visit_matrix, &v};
-    int stop = visit_text(&w, weights);
-    return stop ? stop : visit(arg, &weights->head);
+    /* The largest first: while it is packed its mapped pages are in memory beside the copy. */
+    int stop = visit(arg, &weights->head);
+    return stop ? stop : visit_text(&w, weights);
 }
 
 void q35_weights_free(q35_weights *weights) {

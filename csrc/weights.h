@@ -67,6 +67,8 @@ void q35_matrix_read(float *y, const q35_matrix *w, size_t row, size_t col, size
 /* Binds every tensor or fails naming the first that is missing or has another shape. */
 int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen35_lookup *lookup,
                      void *arg, qwen35_status *status);
+/* Bytes of the f32 copies that binding makes. */
+size_t q35_weights_owned_bytes(const qwen35_geometry *geometry);
 void q35_weights_free(q35_weights *weights);
 
 /* Calls `visit` with every matrix that the text model multiplies tokens by, until it returns

@@ -56,6 +56,13 @@ class VisionGeometry(TypedDict):
 def expected_tensors(geometry: Geometry) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor a checkpoint of this geometry holds."""
 
+def plan_memory(
+    geometry: Geometry, *, threads: int = 1, kv_dtype: KvDtype = "float16"
+) -> dict[str, int]:
+    """What `Model.memory` of such a model says, but for its weights: owned, kv_per_token, state,
+    scratch.
+    """
+
 def cpu() -> dict[str, Any]:
     """{"isa": in use, "available": (...), "features": (...), "vendor": str, "blas": str}."""
 

@@ -1,8 +1,14 @@
-"""What a model is and what it needs, read from config.json and the weight files' headers alone.
+"""What a model is and what it needs, read from the headers of its files alone: no weight is loaded.
+
+Memory is what Model.memory() says once it is loaded: weights as they are used, the K/V cache of one
+session at the whole context, its recurrent state, and the scratch of one forward pass. "mapped"
+weights stay in their file and share the system's cache; others are allocated.
 
 examples:
   qwen35 info tiny
   qwen35 info ~/models/Qwen3.5-4B --context 32768 --json
+  qwen35 info qwen3.5-4b-q4_k_m.gguf --context 32768 --kv-dtype q8_0
+  qwen35 info ~/models/Qwen3.5-4B --quantize q4_k_m
 """
 
 from __future__ import annotations
@@ -16,11 +22,23 @@ from typing import Any
 from .blocks import stored_type
 from .cli import add_traceback
 
+BYTES = ("weights", "of them mapped", "K/V per token", "K/V", "state", "scratch", "total")
+BYTES += ("available",)
+KV = ("float32", "float16", "bfloat16", "q8_0")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qwen35 info`."""
-    parser.add_argument("model", metavar="MODEL", help="'tiny', a folder, or a hub id")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens to plan memory for")
+    parser.add_argument("model", metavar="MODEL", help="'tiny', a folder, a GGUF file, or a hub id")
+    parser.add_argument("--mmproj", help="vision file of a GGUF file; default: one beside it")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="tokens to plan memory for; default: as load()"
+    )
+    parser.add_argument(
+        "--kv-dtype", default="auto", choices=("auto", *KV), help="of the K/V cache"
+    )
+    parser.add_argument("--quantize", metavar="T", help="plan for blocks made at load")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads that compute")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--offline", action="store_true", help="use the hub's cache alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -30,13 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
-    from .loading import open_checkpoint
+    from .checkpoint import open_checkpoint
+    from .quantize import check_recipe
 
-    if args.context is not None and args.context < 1:
-        raise ValueError(f"--context {args.context}: expected at least 1 token")
-    checkpoint = open_checkpoint(args.model, revision=args.revision, local_files_only=args.offline)
-    facts = describe(checkpoint, context=args.context)
-    checkpoint.close()
+    for name in ("context", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
+    recipe = None if args.quantize is None else check_recipe(args.quantize)
+    options = {"revision": args.revision, "local_files_only": args.offline, "mmproj": args.mmproj}
+    checkpoint = open_checkpoint(args.model, **options)
+    try:
+        facts = describe(
+            checkpoint,
+            context=args.context,
+            kv_dtype="float16" if args.kv_dtype == "auto" else args.kv_dtype,
+            recipe=recipe,
+            threads=args.threads,
+        )
+    finally:
+        checkpoint.close()
     if args.json:
         print(json.dumps(facts, ensure_ascii=False))
         return 0
@@ -50,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(checkpoint: Any, *, context: int | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint; bytes are bytes. Nothing of the weights is read."""
+def describe(checkpoint: Any, **planned: Any) -> dict[str, Any]:
+    """Facts about a checkpoint; bytes are bytes. Nothing of the weights is read. planned: as of
+    `memory`.
+    """
     text = checkpoint.config.text
     tensors = checkpoint.tensors
     spans = {name: tensors.span(name) for name in tensors}
@@ -79,38 +111,49 @@ def describe(checkpoint: Any, *, context: int | None = None) -> dict[str, Any]:
             "head tied": "yes" if text.tie_word_embeddings else "no",
         },
         "trained context": checkpoint.config.context_limit,
-        "memory": memory_plan(checkpoint.config, spans, context=context),
+        "memory": memory(checkpoint, **planned),
     }
 
 
-def memory_plan(config: Any, spans: dict[str, Any], *, context: int | None) -> dict[str, int]:
-    """Bytes that answering takes: weights, one session's K/V (16 bits) and recurrent state
-    (f32).
-    """
-    text = config.text
-    tokens = min(config.context_limit, 32_768) if context is None else context
-    attention = text.layer_types.count("full_attention")
-    deltanet = len(text.layer_types) - attention
-    per_token = 2 * 2 * attention * text.num_key_value_heads * text.head_dim
-    keys = text.linear_num_key_heads * text.linear_key_head_dim
-    values = text.linear_num_value_heads * text.linear_value_head_dim
-    matrix = text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
-    tail = (text.linear_conv_kernel_dim - 1) * (2 * keys + values)
-    weights = sum(s.nbytes for n, s in spans.items() if not n.startswith("mtp."))
-    plan = {
-        "context (tokens)": tokens,
-        "weights": weights,
-        "K/V per token": per_token,
-        "K/V": per_token * tokens,
-        "state": 4 * deltanet * (matrix + tail),
+def memory(
+    checkpoint: Any,
+    *,
+    context: int | None = None,
+    kv_dtype: str = "float16",
+    recipe: str | None = None,
+    threads: int | None = None,
+) -> dict[str, int]:
+    """What `load` with these arguments would take; without a context the one it would give."""
+    from .machine import available_memory, default_threads
+    from .memory_plan import default_context, fitted, make_plan
+
+    plan = make_plan(
+        checkpoint,
+        context=default_context(checkpoint.config) if context is None else context,
+        threads=threads or default_threads(),
+        kv_dtype=kv_dtype,
+        recipe=recipe,
+    )
+    available = available_memory()
+    if context is None and available is not None:
+        plan = fitted(plan, available)
+    found = {
+        "context (tokens)": plan.context,
+        "weights": plan.weights,
+        "of them mapped": plan.mapped,
+        "K/V per token": plan.kv_per_token,
+        "K/V": plan.kv,
+        "state": plan.state,
+        "scratch": plan.scratch,
+        "total": plan.total,
     }
-    return {**plan, "total": plan["weights"] + plan["K/V"] + plan["state"]}
+    return found if available is None else {**found, "available": available}
 
 
 def _shown(name: str, value: Any) -> str:
     """Numbers with separators; bytes in MiB where they are many."""
     if not isinstance(value, int):
         return str(value)
-    if name in ("weights", "K/V per token", "K/V", "state", "total"):
+    if name in BYTES:
         return f"{value / 2**20:,.1f} MiB" if value >= 2**20 else f"{value:,} bytes"
     return f"{value:,}"

@@ -99,6 +99,12 @@ class GgufTensors(Mapping[str, NDArray[Any]]):
         (value.data if isinstance(value, Blocks) else value).flags.writeable = False
         self._kept[name] = value
 
+    def let_go(self, name: str) -> None:
+        """Have a tensor's pages leave memory until they are read again."""
+        model, source = self._homes[name]
+        for part in source.stored:
+            model.let_go(part)
+
     def home(self, name: str) -> tuple[GgufModel, Source]:
         """The file that a tensor is stored in, and how it is made of what lies there."""
         return self._homes[name]
@@ -131,12 +137,16 @@ def open_gguf_checkpoint(
 
 
 def _vision_file(text: GgufModel, given: Path | None) -> GgufModel | None:
-    """The vision file given; else the best of those beside the text file, if it fits."""
+    """The vision file given; else the best of those beside the text file, if it fits: one that
+    bears its name, as `qwen35 quantize` writes it, before others.
+    """
     if given is not None:
         return open_gguf(given)
     names = [p for p in text.path.parent.glob("*mmproj*.gguf") if p != text.path and p.is_file()]
     ranks = {p: [t in p.name.lower() for t in PRECISE] for p in names}
-    for found in sorted(names, key=lambda p: ([not x for x in ranks[p]], p.name)):
+    stem = f"mmproj-{text.path.stem}-".lower()
+    own = {p: p.name.lower().startswith(stem) for p in names}
+    for found in sorted(names, key=lambda p: (not own[p], [not x for x in ranks[p]], p.name)):
         try:
             tower = open_gguf(found)
             try:

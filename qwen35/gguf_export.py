@@ -27,11 +27,11 @@ from .gguf_export_keys import kept_keys, kept_text_keys, text_keys, vision_keys
 from .gguf_file import GgufModel
 from .gguf_names import CONV_SUFFIX, PATCH, Source, expanded, source_of
 from .gguf_types import BY_NAME, GgmlType
-from .gguf_write import OutTensor, Report, Share, check_space, refuse_existing, write_gguf
+from .gguf_write import OutTensor, Report, Share, check_space, pending_gguf, refuse_existing
 from .imatrix import Importance, importance_of, read_imatrix
 from .json_file import shown
 from .load_progress import Report as StagedReport
-from .quantize import RECIPES, encode, plan
+from .quantize import RECIPES, encode_in_bands, plan
 
 KEEP = "keep"  # the recipe that quantizes nothing
 VISUAL = "model.visual."
@@ -75,7 +75,8 @@ def export(
     report: StagedReport | None = None,
 ) -> Exported:
     """Write the text model to `path`, a name in .gguf, and the tower to mmproj-<stem>-<type>.gguf
-    beside it; the tower first, so that a `path` that is there has all it needs.
+    beside it. Both get their names when both are written, the tower first: a `path` that is there
+    has all it needs, and a run that was killed leaves no tower that would stop the next one.
 
     Raises FileExistsError, OSError (disk), ModelFormatError (NaN or infinity, an imatrix of another
     model), UnsupportedModelError for what GGUF has no way to say.
@@ -94,12 +95,15 @@ def export(
     def stage(name: str) -> Report | None:
         return None if report is None else lambda done, total: report(done, total, name)
 
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as files:
+        files.enter_context(text.pending(path, overwrite=overwrite, report=stage("quantize")))
         if seen is not None:
             if not seen.path.exists():
                 undo.callback(seen.path.unlink, missing_ok=True)
-            seen.write(seen.path, overwrite=overwrite, report=stage("vision"))
-        text.write(path, overwrite=overwrite, report=stage("quantize"))
+            files.enter_context(
+                seen.pending(seen.path, overwrite=overwrite, report=stage("vision"))
+            )
+        files.close()  # the last one first: the tower gets its name, then the text
         undo.pop_all()
     names = _text_names(checkpoint, mtp)
     return Exported(
@@ -121,8 +125,10 @@ class _File:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    def write(self, path: Path, *, overwrite: bool, report: Report | None) -> None:
-        write_gguf(path, self.keys, self.tensors, overwrite=overwrite, report=report)
+    def pending(
+        self, path: Path, *, overwrite: bool, report: Report | None
+    ) -> contextlib.AbstractContextManager[int]:
+        return pending_gguf(path, self.keys, self.tensors, overwrite=overwrite, report=report)
 
 
 # The text model
@@ -217,13 +223,20 @@ def _as_stored(checkpoint: Checkpoint, name: str) -> Iterator[OutTensor]:
     yield OutTensor(stored, type, shape, functools.partial(_plain, checkpoint, name, type))
 
 
-def _raw(model: GgufModel, stored: str, share: Share) -> NDArray[Any]:
-    return model[stored]
+# What makes a tensor's bytes lets go of its source behind it: of a mapped file only what is being
+# written stays in memory.
 
 
-def _plain(checkpoint: Checkpoint, name: str, type: GgmlType, share: Share) -> NDArray[Any]:
-    found: NDArray[Any] = _in_stored_order(checkpoint, name).astype(type.dtype, copy=False)
-    return found
+def _raw(model: GgufModel, stored: str, share: Share) -> Iterator[NDArray[Any]]:
+    yield model[stored]
+    model.let_go(stored)
+
+
+def _plain(
+    checkpoint: Checkpoint, name: str, type: GgmlType, share: Share
+) -> Iterator[NDArray[Any]]:
+    yield _in_stored_order(checkpoint, name).astype(type.dtype, copy=False)
+    checkpoint.tensors.let_go(name)
 
 
 def _encoded(
@@ -233,15 +246,17 @@ def _encoded(
     importance: NDArray[np.float32] | None,
     threads: int | None,
     share: Share,
-) -> NDArray[Any]:
-    """The blocks of a matrix."""
+) -> Iterator[NDArray[Any]]:
+    """The blocks of a matrix, a band at a time."""
     tensors = checkpoint.tensors
     tiled = isinstance(tensors, GgufTensors)
     matrix = tensors.stored(name) if tiled else _in_stored_order(checkpoint, name)
     elements = math.prod(matrix.shape)
     options: dict[str, Any] = {"importance": importance, "threads": threads}
     try:
-        return encode(matrix, type, done=lambda n: share(n / elements), **options).data
+        for band in encode_in_bands(matrix, type, done=lambda n: share(n / elements), **options):
+            tensors.let_go(name)
+            yield band.data
     except ValueError as error:
         raise ModelFormatError(f"{checkpoint.path}: tensor {shown(name)}: {error}") from None
 
@@ -304,7 +319,8 @@ def _visual(checkpoint: Checkpoint, name: str) -> Iterator[OutTensor]:
 
 def _visual_data(
     checkpoint: Checkpoint, name: str, frame: int, type: GgmlType, share: Share
-) -> NDArray[Any]:
+) -> Iterator[NDArray[Any]]:
     found = checkpoint.tensors[name]
     found = found[:, :, frame] if name == PATCH else found
-    return found.astype(type.dtype, copy=False)
+    yield found.astype(type.dtype, copy=False)
+    checkpoint.tensors.let_go(name)

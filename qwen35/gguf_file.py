@@ -122,6 +122,10 @@ class GgufModel(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._homes)
 
+    def let_go(self, name: str) -> None:
+        """As of GgufFile."""
+        self._homes[name].let_go(name)
+
     def check_unchanged(self) -> None:
         """As of GgufFile, for every part."""
         for file in self.files:

@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,14 +49,14 @@ class Typed:
 
 @dataclass(frozen=True)
 class OutTensor:
-    """A tensor to be written. shape: elements, innermost last. make() gives an array of exactly
-    `nbytes` bytes, and may say on its way how far it is.
+    """A tensor to be written. shape: elements, innermost last. make() gives arrays of `nbytes`
+    bytes in all, written as they come, and may say on its way how far it is.
     """
 
     name: str
     type: GgmlType
     shape: tuple[int, ...]
-    make: Callable[[Share], NDArray[Any]]
+    make: Callable[[Share], Iterable[NDArray[Any]]]
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +79,22 @@ def write_gguf(
     PermissionError about the folder, OSError (with numbers) where the disk is too full; ValueError
     for a tensor whose bytes are not those it announced.
     """
+    with pending_gguf(path, metadata, tensors, overwrite=overwrite, report=report) as total:
+        return total
+
+
+@contextlib.contextmanager
+def pending_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[OutTensor],
+    *,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Iterator[int]:
+    """A file that is whole on the disk within the block, and gets its name at its end; an error in
+    the block removes it. Gives its size; the rest is as of `write_gguf`.
+    """
     refuse_existing(path, overwrite)
     header = _header(metadata, tensors)
     total = len(header) + sum(_padded(tensor.nbytes) for tensor in tensors)
@@ -88,10 +104,10 @@ def write_gguf(
         file.write(header)
         _write_tensors(file, tensors, report)
         file.sync()
+        yield total
         refuse_existing(path, overwrite)  # somebody else was faster
         os.replace(file.name, path)
     _sync_folder(path.parent)
-    return total
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -116,18 +132,35 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 class _Part:
-    """The open part file under its name; every write goes through whole."""
+    """The open part file of `path` under its name; every write goes through whole."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self.name = file, name
+    def __init__(self, file: BinaryIO, name: str, path: Path) -> None:
+        self._file, self.name, self._path = file, name, path
+        self._done = 0
 
     def write(self, data: Any) -> None:
         view = memoryview(data).cast("B")
-        while view:
-            view = view[self._file.write(view) :]
+        with self._explained():
+            while view:
+                count = self._file.write(view)
+                view, self._done = view[count:], self._done + count
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with self._explained():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The system's error about a descriptor, as one about the file."""
+        try:
+            yield
+        except OSError as error:
+            found = OSError(
+                f"{self._path}: writing stopped after {self._done:,} bytes: {error.strerror}; "
+                "nothing is kept of the file; make room, or take a smaller type"
+            )
+            found.errno = error.errno
+            raise found from error
 
 
 @contextlib.contextmanager
@@ -141,7 +174,7 @@ def _part_file(path: Path) -> Iterator[_Part]:
             _lock(descriptor)
             if os.path.exists(name):  # not taken for a dead run's before it was locked
                 os.chmod(name, 0o666 & ~_umask())
-                yield _Part(file, name)
+                yield _Part(file, name, path)
                 return
         finally:
             file.close()
@@ -204,14 +237,17 @@ def _write_tensors(file: _Part, tensors: Sequence[OutTensor], report: Report | N
             if report is not None:
                 report(before + int(part * size), total)
 
-        data = np.ascontiguousarray(tensor.make(share)).reshape(-1).view(np.uint8)
-        if data.nbytes != tensor.nbytes:
+        made = 0
+        for part in tensor.make(share):
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            made += data.nbytes
+            for begin in range(0, data.nbytes, PIECE_BYTES):
+                file.write(data[begin : begin + PIECE_BYTES])
+        if made != tensor.nbytes:
             raise ValueError(
-                f"tensor {shown(tensor.name)}: {data.nbytes} bytes were made: expected "
-                f"{tensor.nbytes}, {tensor.type} of {list(tensor.shape)}"
+                f"tensor {shown(tensor.name)}: {made} bytes were made: expected {tensor.nbytes}, "
+                f"{tensor.type} of {list(tensor.shape)}"
             )
-        for begin in range(0, data.nbytes, PIECE_BYTES):
-            file.write(data[begin : begin + PIECE_BYTES])
         file.write(bytes(_padded(tensor.nbytes) - tensor.nbytes))
         share(1.0)
         before += tensor.nbytes

@@ -27,7 +27,8 @@ from .machine import (
     thread_reason,
 )
 from .mapped_file import is_mapped
-from .prepare_weights import check_memory, quantize_weights, read_ahead, to_bfloat16
+from .memory_plan import core_geometry, default_context, make_plan, settle
+from .prepare_weights import quantize_weights, read_ahead, to_bfloat16
 from .quantize import check_recipe
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "default_threads", "load", "open_checkpoint", "thread_reason"]
 
-MAX_DEFAULT_CONTEXT = 262_144
 MAX_CONTEXT = 2**31 - 1
 MAX_THREADS = 1024
 DTYPES = ("auto", "float32", "bfloat16")
@@ -78,8 +78,9 @@ def load(
         and bfloat16 where the processor does so faster (features within 4e-4 of the largest).
     quantize: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", ...: matrices that are larger become such
         blocks in memory (`quantize.RECIPES`). A GGUF file so made loads faster.
-    context: tokens a session holds; default the trained length, at most 262,144, more only with
-        YaRN.
+    context: tokens a session holds, refused where weights and K/V do not fit memory; default the
+        trained length, at most 262,144 (more only with YaRN) and what the machine can hold
+        (`memory_plan.settle`). K/V is allocated as it is needed.
     threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32";
         "q8_0" halves the K/V cache again (8-bit blocks of 32, head_dim a multiple of it). "f32",
         "f16" and "bf16" are short for the long names.
@@ -106,6 +107,8 @@ def load(
     _check_count("threads", threads, MAX_THREADS)
     _check_limits(media_limits)
     recipe = None if quantize is None else check_recipe(quantize)
+    threads = default_threads() if threads is None else int(threads)
+    kv_dtype = _kv_dtype(kv_dtype, dtype)
     checkpoint = open_checkpoint(
         source,
         revision=revision,
@@ -118,7 +121,16 @@ def load(
         if rope_scaling is not None:
             checkpoint.config = checkpoint.config.with_rope_scaling(rope_scaling)
         _check_mtp(checkpoint, mtp)
-        check_memory(checkpoint, dtype, recipe)
+        plan = make_plan(
+            checkpoint,
+            context=_context(checkpoint.config, context),
+            threads=threads,
+            kv_dtype=kv_dtype,
+            dtype=dtype,
+            recipe=recipe,
+            vision=vision,
+        )
+        plan = settle(plan, str(checkpoint.path), asked=context is not None, kv_dtype=kv_dtype)
         with reporting(progress) as report:
             read_ahead(checkpoint.tensors, report)
             if recipe is not None:
@@ -130,9 +142,9 @@ def load(
             return _model(
                 checkpoint,
                 dtype=dtype,
-                context=_context(checkpoint.config, context),
-                threads=default_threads() if threads is None else threads,
-                kv_dtype=_kv_dtype(kv_dtype, dtype),
+                context=plan.context,
+                threads=threads,
+                kv_dtype=kv_dtype,
                 vision=vision,
                 media_limits=media_limits,
                 bars=progress if isinstance(progress, bool) else None,
@@ -193,7 +205,7 @@ def _context(config: Config, context: int | None) -> int:
     """Tokens a session holds; a warning beyond the length the positions were made for."""
     limit = config.context_limit
     if context is None:
-        return limit if config.text.rope_scaling else min(limit, MAX_DEFAULT_CONTEXT)
+        return default_context(config)
     if context > limit:
         warnings.warn(
             f"context={context} is beyond the {limit} tokens the model was made for; answers get "
@@ -237,17 +249,13 @@ def _model(
     from . import _core
     from .model import Model
 
-    geometry = checkpoint.config.geometry(
-        vision=vision and checkpoint.has_vision,
-        exact=dtype == "float32",
-        tiled_value_heads=checkpoint.tensors.tiled_value_heads,
-    )
+    geometry = core_geometry(checkpoint, dtype=dtype, vision=vision)
     names = [name for name, _ in _core.expected_tensors(geometry)]
     tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
     core = _core.Model(
         geometry,
         tensors,
-        threads=int(threads),
+        threads=threads,
         kv_dtype=kv_dtype,
         progress=lambda done, total: report(done, total, "pack"),
     )

@@ -4,14 +4,24 @@ import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ModelFormatError
 
-S = TypeVar("S")  # the format's own span: where a tensor lies, and what it is
+
+class Place(Protocol):
+    """Where a tensor lies in its file, in bytes."""
+
+    @property
+    def begin(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+S = TypeVar("S", bound=Place)  # the format's own span: where a tensor lies, and what it is
 
 
 def is_mapped(array: NDArray[Any]) -> bool:
@@ -74,6 +84,16 @@ class MappedFile(Mapping[str, NDArray[Any]], Generic[S]):
                 with contextlib.suppress(OSError):  # advice only
                     self._map.madvise(mmap.MADV_WILLNEED, begin, length)
             yield begin + length
+
+    def let_go(self, name: str) -> None:
+        """Have a tensor's pages leave this process's memory. Views of it stay valid: what is read
+        again comes from the system's cache, or the disk.
+        """
+        span, page = self.spans[name], mmap.PAGESIZE
+        begin, end = -(-span.begin // page) * page, (span.begin + span.nbytes) // page * page
+        if begin < end and self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            with contextlib.suppress(OSError):  # advice only
+                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def close(self) -> None:
         """Let go of the mapping; it goes away with its last view."""

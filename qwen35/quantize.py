@@ -19,6 +19,7 @@ from .blocks import Blocks, formats
 from .errors import UnsupportedModelError
 
 PIECE = 1 << 21  # elements encoded by one task
+BAND = 1 << 26  # elements in memory at once where blocks go to a file
 GATES = ("in_proj_a.weight", "in_proj_b.weight")
 # What a row that is no multiple of 256 becomes instead.
 SHORT_ROWS = {
@@ -116,21 +117,23 @@ def encode(
     importance: NDArray[np.float32] | None = None,
     threads: int | None = None,
     done: Callable[[int], None] | None = None,
+    rows: range | None = None,
 ) -> Blocks:
-    """A matrix [rows, columns] in blocks.
+    """A matrix [rows, columns] in blocks, or some rows of it.
 
     importance: float32 [columns], how much an error in each column costs. done: called with the
     elements finished so far. Raises ValueError for NaN or infinity, naming its place.
     """
     from . import _core
 
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
+    rows = range(matrix.shape[0]) if rows is None else rows
     each = max(1, PIECE // columns)
     _, elements, size, _ = formats()[type]
-    out = np.empty((rows, columns // elements * size), np.uint8)
+    out = np.empty((len(rows), columns // elements * size), np.uint8)
 
     def one(begin: int) -> int:
-        piece = _numbers(matrix, begin, min(rows, begin + each))
+        piece = _numbers(matrix, begin, min(rows.stop, begin + each))
         bad = np.argwhere(~np.isfinite(piece))
         if len(bad):
             row, column = map(int, bad[0])
@@ -138,16 +141,41 @@ def encode(
                 f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite "
                 "number"
             )
-        out[begin : begin + each] = _core.encode_blocks(type, piece, importance)
+        at = begin - rows.start
+        out[at : at + each] = _core.encode_blocks(type, piece, importance)
         return piece.size
 
     finished = 0
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for count in pool.map(one, range(0, rows, each)):
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    try:
+        for count in pool.map(one, rows[::each]):
             finished += count
             if done is not None:
                 done(finished)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pieces under way alone
     return Blocks(type, out)
+
+
+def encode_in_bands(
+    matrix: NDArray[Any] | Blocks,
+    type: str,
+    *,
+    importance: NDArray[np.float32] | None = None,
+    threads: int | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Iterator[Blocks]:
+    """As `encode`, some rows at a time: memory for BAND elements, however large the matrix is."""
+    count, columns = matrix.shape
+    each = max(1, BAND // columns)
+    for begin in range(0, count, each):
+
+        def so_far(elements: int, before: int = begin * columns) -> None:
+            if done is not None:
+                done(before + elements)
+
+        rows = range(begin, min(count, begin + each))
+        yield encode(matrix, type, importance=importance, threads=threads, done=so_far, rows=rows)
 
 
 def _numbers(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:

@@ -82,6 +82,11 @@ class SafetensorsFile(MappedFile[Span]):
         array.flags.writeable = False
         return array
 
+    def let_go(self, name: str) -> None:
+        """As of MappedFile; a copy made because the tensor is misaligned goes too."""
+        super().let_go(name)
+        self._copies.pop(name, None)
+
     def close(self) -> None:
         """Let go of the mapping; it goes away with its last view."""
         super().close()

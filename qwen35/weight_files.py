@@ -73,6 +73,11 @@ class Tensors(Mapping[str, NDArray[Any]]):
         (value.data if isinstance(value, Blocks) else value).flags.writeable = False
         self._replaced[name] = value
 
+    def let_go(self, name: str) -> None:
+        """Have a tensor's pages leave memory until they are read again."""
+        file, inner = self._homes[name]
+        file.let_go(inner)
+
     def close(self) -> None:
         """Let go of the files; views that are still held stay valid."""
         self._replaced = {}

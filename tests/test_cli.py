@@ -331,9 +331,9 @@ def test_info_plans_what_the_model_then_takes(
     assert cli.main(["info", str(small), "--context", "100", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["memory"]
     with package.load(small, context=100) as model:
-        memory = model._native().memory()
-    assert plan["K/V per token"] == memory["kv_per_token"]
-    assert (plan["state"], plan["weights"]) == (memory["state"], memory["weights"])
+        memory = model.memory()
+    assert (plan["K/V"], plan["state"]) == (memory["kv"], memory["state"])
+    assert (plan["weights"], plan["total"]) == (memory["weights"], memory["total"])
 
 
 def test_bench_measures(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,15 @@ def test_the_finest_vision_file_is_taken(tmp_path: Path) -> None:
         assert open_gguf_checkpoint(path).preprocessor["image_mean"] == [0.5, 0.25, 0.125]
 
 
+def test_the_vision_file_of_the_same_name_comes_first(tmp_path: Path) -> None:
+    """As `qwen35 quantize` names it; files of other models beside it are not even opened."""
+    seeing_folder(tmp_path, "mmproj-a-BF16.gguf", **{"clip.vision.projection_dim": 48})
+    path = seeing_folder(tmp_path, "mmproj-X-Q8_0.gguf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_gguf_checkpoint(path).preprocessor is not None
+
+
 def test_vision_file_for_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to a GGUF file"):
         qwen35.load("tiny", mmproj=tmp_path / "x.gguf")

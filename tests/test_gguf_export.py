@@ -18,7 +18,7 @@ from gguf_writer import of, write_gguf
 from reference import Reference
 
 import qwen35
-from qwen35 import ModelFormatError, UnsupportedModelError, cli
+from qwen35 import ModelFormatError, UnsupportedModelError, cli, quantize
 from qwen35.checkpoint import open_checkpoint
 from qwen35.gguf_export import Exported, export
 from qwen35.gguf_file import GgufFile
@@ -205,6 +205,47 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="gate_proj.weight': row 3, column 5 is nan"):
         converted(path, tmp_path / "x.gguf", "q4_0")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]  # the tower went with it
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def resident_kb(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_pages_of_the_source_are_let_go(tmp_path: Path) -> None:
+    """40 MB of weights pass through; tensors read again are the same."""
+    path = checkpoints.write_checkpoint(
+        tmp_path / "wide", vision=False, tokenizer=False, mtp=False, **WIDE | {"vocab_size": 80_000}
+    )
+    checkpoint = open_checkpoint(path)
+    tensors, name = checkpoint.tensors, f"{ROOT}embed_tokens.weight"
+    before, first = resident_kb("RssFile"), tensors[name].copy()
+    assert resident_kb("RssFile") - before > 35_000
+    tensors.let_go(name)
+    assert resident_kb("RssFile") - before < 10_000
+    assert np.array_equal(tensors[name].view(np.uint16), first.view(np.uint16))
+    export(checkpoint, tmp_path / "x.gguf", "q8_0", threads=1)
+    assert resident_kb("RssFile") - before < 10_000
+    checkpoint.close()
+
+
+def test_bands_are_the_whole() -> None:
+    """Rows that come in bands of three, against all at once; progress counts through."""
+    matrix, seen = np.random.default_rng(5).standard_normal((8, 512), np.float32), []
+    whole = quantize.encode(matrix, "q4_k", threads=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "BAND", 3 * 512)
+        bands = [b.data for b in quantize.encode_in_bands(matrix, "q4_k", done=seen.append)]
+        assert [len(b) for b in bands] == [3, 3, 2]
+        assert np.array_equal(np.concatenate(bands), whole.data)
+        assert seen == [3 * 512, 6 * 512, 8 * 512]
+        matrix[7, 9] = np.inf
+        with pytest.raises(ValueError, match="row 7, column 9 is inf"):
+            list(quantize.encode_in_bands(matrix, "q4_k"))
 
 
 # ---- importance ----------------------------------------------------------------------------------

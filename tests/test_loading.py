@@ -19,7 +19,7 @@ from checkpoints import (
 )
 
 import qwen35
-from qwen35 import loading, prepare_weights
+from qwen35 import loading, memory_plan
 from qwen35.errors import UnsupportedModelError
 
 INDEX = "model.safetensors.index.json"
@@ -188,15 +188,15 @@ def test_copies_that_cannot_fit(
     tmp_path: Path, monkeypatch: Any, settings: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
     write_checkpoint(tmp_path, tokenizer=False, **settings)
-    monkeypatch.setattr(prepare_weights, "available_memory", lambda: 100_000)
-    with pytest.raises(MemoryError, match="GiB of weights must be copied .* GiB are available"):
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: 100_000)
+    with pytest.raises(MemoryError, match="of weights must be held in memory .* are available"):
         qwen35.load(tmp_path, **arguments)
 
 
 def test_mapped_weights_beyond_memory_warn(
     small: Path, monkeypatch: Any, made: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(prepare_weights, "available_memory", lambda: 100_000)
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: 100_000)
     with pytest.warns(UserWarning, match="read from disk again and again"):
         qwen35.load(small)
 

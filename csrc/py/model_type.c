@@ -217,6 +217,39 @@ PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry) {
     return list;
 }
 
+/* ---- plan_memory ---- */
+
+const char q35_plan_memory_doc[] =
+    "plan_memory(geometry, *, threads=1, kv_dtype='float16') -> dict[str, int]\n\n"
+    "What Model.memory() of such a model says, but for its weights.";
+
+PyObject *q35_plan_memory(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"geometry", "threads", "kv_dtype", NULL};
+    PyObject *dict;
+    int threads = 1;
+    const char *kv_name = "float16";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$is:plan_memory", names, &dict, &threads,
+                                     &kv_name))
+        return NULL;
+    q35_dtype kv_dtype;
+    if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
+    qwen35_geometry g;
+    geometry_owner owner;
+    PyObject *result = NULL;
+    if (geometry_parse(dict, &g, &owner) == 0) {
+        qwen35_memory m;
+        qwen35_status status = {0};
+        if (qwen35_plan_memory(&g, threads, kv_dtype, &m, &status))
+            q35_raise(PyModule_GetState(module), &status);
+        else
+            result = Py_BuildValue("{s:n,s:n,s:n,s:n}", "owned", (Py_ssize_t)m.owned,
+                                   "kv_per_token", (Py_ssize_t)m.kv_per_token, "state",
+                                   (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
+    }
+    geometry_clear(&owner);
+    return result;
+}
+
 /* ---- Model ---- */
 
 typedef struct tensor_source {

@@ -67,6 +67,8 @@ done:
 static PyMethodDef functions[] = {
     {"cpu", cpu, METH_NOARGS, cpu_doc},
     {"expected_tensors", q35_expected_tensors, METH_O, q35_expected_tensors_doc},
+    {"plan_memory", (PyCFunction)(void (*)(void))q35_plan_memory, METH_VARARGS | METH_KEYWORDS,
+     q35_plan_memory_doc},
     {"sample", (PyCFunction)(void (*)(void))q35_py_sample, METH_VARARGS | METH_KEYWORDS,
      q35_sample_doc},
     {"kernels", q35_kernel_names, METH_NOARGS, q35_kernel_names_doc},

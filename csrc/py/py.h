@@ -89,6 +89,7 @@ extern PyType_Spec q35_model_spec, q35_session_spec, q35_snapshot_spec, q35_stre
 
 /* module-level functions defined beside what they belong to */
 PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry);
+PyObject *q35_plan_memory(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_kernel_names(PyObject *module, PyObject *ignored);
 PyObject *q35_run_kernel(PyObject *module, PyObject *args);
@@ -97,8 +98,8 @@ PyObject *q35_py_formats(PyObject *module, PyObject *ignored);
 PyObject *q35_py_decode_blocks(PyObject *module, PyObject *args);
 PyObject *q35_py_encode_blocks(PyObject *module, PyObject *args, PyObject *kwargs);
 
-extern const char q35_expected_tensors_doc[], q35_sample_doc[], q35_kernel_names_doc[],
-    q35_run_kernel_doc[], q35_run_product_doc[], q35_py_formats_doc[], q35_py_decode_blocks_doc[],
-    q35_py_encode_blocks_doc[];
+extern const char q35_expected_tensors_doc[], q35_plan_memory_doc[], q35_sample_doc[],
+    q35_kernel_names_doc[], q35_run_kernel_doc[], q35_run_product_doc[], q35_py_formats_doc[],
+    q35_py_decode_blocks_doc[], q35_py_encode_blocks_doc[];
 
 #endif
