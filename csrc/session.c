@@ -132,11 +132,10 @@ static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s,
 }
 
 /* One chunk, all or nothing: `done` tokens of `total` went before it. */
-static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
-                        const q35_input *in, size_t done, size_t total,
-                        const qwen35_append_options *options) {
-    const int32_t *ids = in->ids;
-    const size_t T = in->T;
+static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, q35_span *span,
+                        size_t done, size_t total, const qwen35_append_options *options) {
+    const int32_t *ids = span->ids;
+    const size_t T = span->T;
     qwen35_model *model = session->model;
     q35_cache *cache = &session->cache;
     size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
@@ -149,12 +148,12 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     else
         team->poll = NULL;
     int all = options->all_logits || options->logprobs;
-    size_t wanted = all ? T : done + T == total ? 1 : 0;
-    int stopped = q35_forward(model, team, cache, s, in, wanted);
+    span->wanted = all ? T : done + T == total ? 1 : 0;
+    int stopped = q35_forward(model, team, s, span, 1);
     if (!stopped && all)
         stopped = chunk_logits(session, team, s, ids, T, done, options);
-    else if (!stopped && wanted)
-        stopped = q35_head(model, team, s, s->logits, s->h + (T - 1) * model->g.D, 1);
+    else if (!stopped && span->wanted)
+        stopped = q35_head(model, team, s, s->logits, s->h, 1);
     team->poll = poll;
     if (stopped) {
         memcpy(cache->state, s->backup, state_bytes);
@@ -162,9 +161,9 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         cache->rope_next = rope_next;
         return 1;
     }
-    if (wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
+    if (span->wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
     memcpy(session->ids + position, ids, T * sizeof *ids);
-    session->has_logits = wanted > 0;
+    session->has_logits = span->wanted > 0;
     return 0;
 }
 
@@ -179,21 +178,23 @@ int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
     q35_team team;
     q35_team_init(&team, session->model->pool, options->poll, options->arg);
     status->code = Q35_OK;
-    q35_input in = {ids, 0, options->positions, T, options->n_features ? options->features : NULL};
+    q35_span span = {
+        .cache = &session->cache, .ids = ids, .positions = options->positions, .ldp = T};
+    if (options->n_features) span.features = options->features;
     for (size_t done = 0; done < T && !status->code;) {
-        in.T = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
-        if (append_chunk(session, &team, scratch, &in, done, T, options)) {
+        span.T = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
+        if (append_chunk(session, &team, scratch, &span, done, T, options)) {
             session->has_logits =
                 done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }
-        done += in.T;
-        if (in.features)
-            in.features += count_visual(session->model, in.ids, in.T) *
-                           qwen35_vision_feature_floats(session->model);
-        if (in.positions) in.positions += in.T;
-        in.ids += in.T;
+        done += span.T;
+        if (span.features)
+            span.features += count_visual(session->model, span.ids, span.T) *
+                             qwen35_vision_feature_floats(session->model);
+        if (span.positions) span.positions += span.T;
+        span.ids += span.T;
         if (options->progress && options->progress(options->arg, done, T) && done < T)
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
     }
