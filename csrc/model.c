@@ -26,9 +26,15 @@ int q35_check_process(const qwen35_model *model, qwen35_status *status) {
                     "behind; load the model in the child, or start processes with \"spawn\"");
 }
 
-int q35_is_visual(const qwen35_model *model, int32_t id) {
+static int is_visual(const qwen35_model *model, int32_t id) {
     const qwen35_vision_geometry *v = model->g.vision;
     return v && (id == v->image_token || id == v->video_token);
+}
+
+size_t q35_count_visual(const qwen35_model *model, const int32_t *ids, size_t T) {
+    size_t n = 0;
+    for (size_t t = 0; t < T; t++) n += (size_t)is_visual(model, ids[t]);
+    return n;
 }
 
 /* x = the tokens' rows of the embedding, or of the features where they stand for an image. */
@@ -37,7 +43,7 @@ static void embed(const qwen35_model *model, float *x, const q35_span *span) {
     const size_t D = table->cols;
     const float *feature = span->features;
     for (size_t t = 0; t < span->T; t++) {
-        if (feature && q35_is_visual(model, span->ids[t])) {
+        if (feature && is_visual(model, span->ids[t])) {
             memcpy(x + t * D, feature, D * sizeof *x);
             feature += qwen35_vision_feature_floats(model);
             continue;
@@ -53,7 +59,7 @@ static void add_deep_features(const qwen35_model *model, float *x, const q35_spa
     if (!span->features || layer >= model->vision.n_deep) return;
     const float *feature = span->features + (1 + layer) * D;
     for (size_t t = 0; t < span->T; t++) {
-        if (!q35_is_visual(model, span->ids[t])) continue;
+        if (!is_visual(model, span->ids[t])) continue;
         if (t >= span->from) q35_kernel->add(x + (span->out + t - span->from) * D, feature, D);
         feature += qwen35_vision_feature_floats(model);
     }

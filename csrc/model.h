@@ -28,8 +28,8 @@ struct qwen35_model {
 q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status);
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch);
 
-/* Whether ids of this value stand for a token of an image or video. */
-int q35_is_visual(const qwen35_model *model, int32_t id);
+/* How many of the ids stand for a token of an image or video. */
+size_t q35_count_visual(const qwen35_model *model, const int32_t *ids, size_t T);
 
 /* Runs spans of Q35_CHUNK tokens together at most through all layers. The final-normed hidden
    states of the last `wanted` of each are left in the first rows of scratch->h, span after span:
