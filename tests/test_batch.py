@@ -83,6 +83,19 @@ def test_answers_are_those_of_generate(tiny: Any, n: int, way: str) -> None:
         assert [kept(answer) for answer in got] == [kept(answer) for answer in want]
 
 
+@pytest.mark.filterwarnings("ignore:.*went to reasoning")
+@pytest.mark.parametrize("blocks", ["q8_0", "q4_k_m"])
+def test_answers_of_a_quantized_model(blocks: str) -> None:
+    with qwen35.load("tiny", context=600, quantize=blocks, progress=False) as model:
+        prompts = mixed_prompts(model, 6)
+        fields: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 1}
+        got = model.generate_batch(prompts, max_batch=5, ignore_eos=True, **fields)
+        want = [model.generate(p, ignore_eos=True, **fields).result() for p in prompts]
+    assert [answer.token_ids for answer in got] == [answer.token_ids for answer in want]
+    if qwen35._core.cpu()["isa"] != "c":
+        assert [answer.tokens for answer in got] == [answer.tokens for answer in want]
+
+
 def test_messages_are_answered_as_chat_does(tiny: Any) -> None:
     talks = [[{"role": "user", "content": f"What is {i} + {i}?"}] for i in range(5)]
     got = tiny.generate_batch(talks, temperature=0, max_tokens=60)
