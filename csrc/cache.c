@@ -54,6 +54,13 @@ void q35_cache_free(q35_cache *cache) {
     memset(cache, 0, sizeof *cache);
 }
 
+void q35_cache_clear(q35_cache *cache) {
+    drop_pages(cache);
+    memset(cache->state, 0, q35_cache_state_floats(cache->shape) * sizeof(float));
+    cache->position = 0;
+    cache->rope_next = 0;
+}
+
 /* Room for n page pointers, doubling so that a long timeline grows in few steps. */
 static int grow_table(q35_cache *cache, size_t n, qwen35_status *status) {
     if (n <= cache->page_capacity) return Q35_OK;

@@ -41,6 +41,8 @@ void q35_cache_shape_init(q35_cache_shape *shape, const qwen35_geometry *geometr
                           q35_dtype kv_dtype);
 int q35_cache_init(q35_cache *cache, const q35_cache_shape *shape, qwen35_status *status);
 void q35_cache_free(q35_cache *cache);
+/* Back to the start: no positions, no state, no pages. */
+void q35_cache_clear(q35_cache *cache);
 
 /* Makes room for T more positions: afterwards the pages behind them are there and unshared. */
 int q35_cache_reserve(q35_cache *cache, size_t T, qwen35_status *status);

@@ -2,8 +2,8 @@
  * -> out -> x.
  *
  * The rule runs token after token with the state in cache: on CPUs that beats the chunked form at
- * every length tried (a head's 128 x 32 column block is 16 KiB). Heads are the tasks; nothing is
- * shared between them. */
+ * every length tried (a head's 128 x 32 column block is 16 KiB). A head of a span is a task;
+ * nothing is shared between them. */
 #include "deltanet.h"
 
 #include <math.h>
@@ -19,18 +19,19 @@ typedef struct mixer_job {
     const qwen35_geometry *g;
     const q35_layer *layer;
     q35_scratch *s;
-    float *state, *tail;
-    size_t T, C, ld; /* convolved channels; floats of a proj row: qkv C, z Hv Dv, b Hv, a Hv */
+    const q35_batch *batch;
+    size_t n;     /* index among the DeltaNet layers */
+    size_t C, ld; /* convolved channels; floats of a proj row: qkv C, z Hv Dv, b Hv, a Hv */
 } mixer_job;
 
 size_t q35_deltanet_worker_floats(const qwen35_geometry *g) { return (g->K - 1) * CONV_CHANNELS; }
 
-/* Convolves channels c .. c+n in place. Runs from the last token back: a row is overwritten only
-   when no earlier row needs it any more. The raw tail is saved first, and stored last, since the
-   first rows still read the old one. */
-static void convolve(const mixer_job *j, float *saved, size_t c, size_t n) {
-    const size_t K = j->g->K, ld = j->ld, T = j->T;
-    float *x = j->s->proj + c, *tail = j->tail + c;
+/* Convolves channels c .. c+n of a span in place. Runs from the last token back: a row is
+   overwritten only when no earlier row needs it any more. The raw tail is saved first, and stored
+   last, since the first rows still read the old one. */
+static void convolve(const mixer_job *j, const q35_span *span, float *saved, size_t c, size_t n) {
+    const size_t K = j->g->K, ld = j->ld, T = span->T;
+    float *x = j->s->proj + span->row * ld + c, *tail = q35_cache_conv(span->cache, j->n) + c;
     const float *taps[Q35_MAX_TAPS];
     for (size_t i = 0; i + 1 < K; i++) {
         size_t row = T + i; /* in the sequence: tail rows 0 .. K-2, then tokens */
@@ -47,50 +48,58 @@ static void convolve(const mixer_job *j, float *saved, size_t c, size_t n) {
     for (size_t i = 0; i + 1 < K; i++) memcpy(tail + i * j->C, saved + i * n, n * sizeof *saved);
 }
 
-/* Task: one head of q, of k, or of v. q and k leave it normalised, q also times 1 / sqrt(Dk). */
+/* Task: one head of q, of k, or of v of a span. q and k leave it normalised, q also times
+   1 / sqrt(Dk). */
 static void conv_head(void *arg, size_t index, int worker) {
     const mixer_job *j = arg;
     const qwen35_geometry *g = j->g;
+    const size_t heads = 2 * g->Hk + g->Hv;
+    const q35_span *span = &j->batch->spans[index / heads];
+    index %= heads;
     int is_value = index >= 2 * g->Hk;
     size_t dim = is_value ? g->Dv : g->Dk;
     size_t c0 = is_value ? 2 * g->Hk * g->Dk + (index - 2 * g->Hk) * g->Dv : index * g->Dk;
     float *saved = j->s->worker + (size_t)worker * j->s->worker_floats;
     for (size_t c = 0; c < dim; c += CONV_CHANNELS)
-        convolve(j, saved, c0 + c, dim - c < CONV_CHANNELS ? dim - c : CONV_CHANNELS);
+        convolve(j, span, saved, c0 + c, dim - c < CONV_CHANNELS ? dim - c : CONV_CHANNELS);
     if (is_value) return;
     float scale = index < g->Hk ? 1.0f / sqrtf((float)g->Dk) : 1.0f;
-    for (size_t t = 0; t < j->T; t++) q35_kernel->l2_norm(j->s->proj + t * j->ld + c0, scale, dim);
+    float *x = j->s->proj + span->row * j->ld + c0;
+    for (size_t t = 0; t < span->T; t++) q35_kernel->l2_norm(x + t * j->ld, scale, dim);
 }
 
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 /* decay = exp(g), g = -exp(A_log) softplus(a + dt_bias); beta = sigmoid(b) */
-static void head_gates(const mixer_job *j, size_t h, float *decay, float *beta) {
+static void head_gates(const mixer_job *j, const q35_span *span, size_t h, float *decay,
+                       float *beta) {
     const qwen35_geometry *g = j->g;
-    for (size_t t = 0; t < j->T; t++) {
-        const float *row = j->s->proj + t * j->ld + j->C + g->Hv * g->Dv;
+    for (size_t t = 0; t < span->T; t++) {
+        const float *row = j->s->proj + (span->row + t) * j->ld + j->C + g->Hv * g->Dv;
         float b = row[h], a = row[g->Hv + h];
         decay[t] = expf(j->layer->A[h] * softplus(a + j->layer->dt_bias[h]));
         beta[t] = 1.0f / (1.0f + expf(-b));
     }
 }
 
-/* Task: the recurrence of one value head over all tokens, then its gated norm. */
-static void scan_head(void *arg, size_t h, int worker) {
+/* Task: the recurrence of one value head over a span, then its gated norm. */
+static void scan_head(void *arg, size_t index, int worker) {
     (void)worker;
     const mixer_job *j = arg;
     const qwen35_geometry *g = j->g;
+    const q35_span *span = &j->batch->spans[index / g->Hv];
+    const size_t h = index % g->Hv;
     const size_t Dk = g->Dk, Dv = g->Dv, ld = j->ld, ldm = g->Hv * Dv;
     size_t key_head = g->tiled_heads ? h % g->Hk : h / (g->Hv / g->Hk);
-    float *decay = j->s->gates + h * 2 * Q35_CHUNK, *beta = decay + Q35_CHUNK;
-    head_gates(j, h, decay, beta);
-    float *state = j->state + h * Dk * Dv;
-    for (size_t t = 0; t < j->T; t += SCAN_TOKENS) {
-        size_t n = j->T - t < SCAN_TOKENS ? j->T - t : SCAN_TOKENS;
-        const float *row = j->s->proj + t * ld;
+    float *decay = j->s->gates + h * 2 * Q35_CHUNK + span->row, *beta = decay + Q35_CHUNK;
+    head_gates(j, span, h, decay, beta);
+    float *state = q35_cache_state(span->cache, j->n) + h * Dk * Dv;
+    for (size_t t = 0; t < span->T; t += SCAN_TOKENS) {
+        size_t n = span->T - t < SCAN_TOKENS ? span->T - t : SCAN_TOKENS;
+        const float *row = j->s->proj + (span->row + t) * ld;
         const float *q = row + key_head * Dk, *k = q + g->Hk * Dk;
         const float *v = row + 2 * g->Hk * Dk + h * Dv, *z = row + j->C + h * Dv;
-        float *out = j->s->mix + t * ldm + h * Dv;
+        float *out = j->s->mix + (span->row + t) * ldm + h * Dv;
         for (size_t c = 0; c < Dv; c += Q35_DELTA_COLS) {
             size_t cols = Dv - c < Q35_DELTA_COLS ? Dv - c : Q35_DELTA_COLS;
             q35_kernel->delta(out + c, ldm, state + Dk * c, q, k, ld, v + c, ld, decay + t,
@@ -104,17 +113,19 @@ static void scan_head(void *arg, size_t h, int worker) {
     }
 }
 
-int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, float *state,
-                 float *tail, q35_scratch *s, size_t T, size_t from) {
+int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer,
+                 const q35_batch *batch, size_t n, q35_scratch *s) {
     const size_t C = 2 * g->Hk * g->Dk + g->Hv * g->Dv, vd = g->Hv * g->Dv, ld = C + vd + 2 * g->Hv;
     q35_product in[] = {{&layer->qkv, s->proj, ld},
                         {&layer->z, s->proj + C, ld},
                         {&layer->b, s->proj + C + vd, ld},
                         {&layer->a, s->proj + C + vd + g->Hv, ld}};
-    mixer_job j = {g, layer, s, state, tail, T, C, ld};
-    if (q35_linear(team, in, 4, s->h, g->D, T, 0, s->panel)) return 1;
-    if (q35_parallel(team, 2 * g->Hk + g->Hv, 2 * T * g->K * g->Dk, conv_head, &j)) return 1;
-    if (q35_parallel(team, g->Hv, 4 * T * g->Dk * g->Dv, scan_head, &j)) return 1;
-    q35_product out = {&layer->out, s->x + from * g->D, g->D};
-    return q35_linear(team, &out, 1, s->mix + from * vd, vd, T - from, 1, s->panel);
+    mixer_job j = {g, layer, s, batch, n, C, ld};
+    const size_t heads = batch->n * (2 * g->Hk + g->Hv), tokens = batch->T / batch->n;
+    if (q35_linear(team, in, 4, s->h, g->D, batch->T, 0, s->panel)) return 1;
+    if (q35_parallel(team, heads, 2 * tokens * g->K * g->Dk, conv_head, &j)) return 1;
+    if (q35_parallel(team, batch->n * g->Hv, 4 * tokens * g->Dk * g->Dv, scan_head, &j)) return 1;
+    q35_keep_outputs(batch, s->mix, vd);
+    q35_product out = {&layer->out, s->x, g->D};
+    return q35_linear(team, &out, 1, s->mix, vd, batch->outputs, 1, s->panel);
 }

@@ -23,15 +23,14 @@ static void swiglu_some(void *arg, size_t index, int worker) {
 }
 
 int q35_mlp(q35_team *team, const qwen35_geometry *g, const q35_layer *layer, q35_scratch *s,
-            size_t T, size_t from) {
+            size_t T) {
     size_t ld = 2 * g->F;
-    T -= from;
     q35_product in[] = {{&layer->gate, s->proj, ld}, {&layer->up, s->proj + g->F, ld}};
-    if (q35_linear(team, in, 2, s->h + from * g->D, g->D, T, 0, s->panel)) return 1;
+    if (q35_linear(team, in, 2, s->h, g->D, T, 0, s->panel)) return 1;
     swiglu_job j = {s->proj, g->F, T};
     if (q35_parallel(team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, TOKENS_PER_TASK * 16 * g->F,
                      swiglu_some, &j))
         return 1;
-    q35_product out = {&layer->down, s->x + from * g->D, g->D};
+    q35_product out = {&layer->down, s->x, g->D};
     return q35_linear(team, &out, 1, s->proj, ld, T, 1, s->panel);
 }

@@ -6,8 +6,8 @@
 #include "threads.h"
 #include "weights.h"
 
-/* h [T, D] -> x [T, D] += ... for tokens from .. T-1; overwrites proj. Nonzero when cancelled. */
+/* h [T, D] -> x [T, D] += ...; overwrites proj. Nonzero when cancelled. */
 int q35_mlp(q35_team *team, const qwen35_geometry *geometry, const q35_layer *layer,
-            q35_scratch *scratch, size_t T, size_t from);
+            q35_scratch *scratch, size_t T);
 
 #endif

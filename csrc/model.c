@@ -1,8 +1,8 @@
 /* model.c: forward() is the table of contents of the engine.
  *
- * ids -> embedding -> [norm -> deltanet | attention -> norm -> mlp] x L -> norm -> head
- * The rest of the file makes and frees the model and keeps its idle scratch. It knows nothing of
- * sessions. */
+ * ids of all spans -> embedding -> [norm -> deltanet | attention -> norm -> mlp] x L -> norm ->
+ * head The rest of the file makes and frees the model and keeps its idle scratch. It knows nothing
+ * of sessions. */
 #include "model.h"
 
 #include <string.h>
@@ -26,74 +26,108 @@ int q35_check_process(const qwen35_model *model, qwen35_status *status) {
                     "behind; load the model in the child, or start processes with \"spawn\"");
 }
 
-int q35_is_visual(const qwen35_model *model, int32_t id) {
+static int is_visual(const qwen35_model *model, int32_t id) {
     const qwen35_vision_geometry *v = model->g.vision;
     return v && (id == v->image_token || id == v->video_token);
 }
 
+size_t q35_count_visual(const qwen35_model *model, const int32_t *ids, size_t T) {
+    size_t n = 0;
+    for (size_t t = 0; t < T; t++) n += (size_t)is_visual(model, ids[t]);
+    return n;
+}
+
 /* x = the tokens' rows of the embedding, or of the features where they stand for an image. */
-static void embed(const qwen35_model *model, float *x, const q35_input *in) {
+static void embed(const qwen35_model *model, float *x, const q35_span *span) {
     const q35_matrix *table = &model->weights.embedding;
     const size_t D = table->cols;
-    const float *feature = in->features;
-    for (size_t t = 0; t < in->T; t++) {
-        if (feature && q35_is_visual(model, in->ids[t])) {
+    const float *feature = span->features;
+    for (size_t t = 0; t < span->T; t++) {
+        if (feature && is_visual(model, span->ids[t])) {
             memcpy(x + t * D, feature, D * sizeof *x);
             feature += qwen35_vision_feature_floats(model);
             continue;
         }
-        q35_matrix_read(x + t * D, table, (size_t)in->ids[t], 0, D);
+        q35_matrix_read(x + t * D, table, (size_t)span->ids[t], 0, D);
     }
 }
 
-/* DeepStack: the features' part for this layer is added to its output. */
-static void add_deep_features(const qwen35_model *model, float *x, const q35_input *in,
+/* DeepStack: the features' part for this layer is added to its outputs. */
+static void add_deep_features(const qwen35_model *model, float *x, const q35_span *span,
                               size_t layer) {
     const size_t D = model->g.D;
-    if (!in->features || layer >= model->vision.n_deep) return;
-    const float *feature = in->features + (1 + layer) * D;
-    for (size_t t = 0; t < in->T; t++) {
-        if (!q35_is_visual(model, in->ids[t])) continue;
-        q35_kernel->add(x + t * D, feature, D);
+    if (!span->features || layer >= model->vision.n_deep) return;
+    const float *feature = span->features + (1 + layer) * D;
+    for (size_t t = 0; t < span->T; t++) {
+        if (!is_visual(model, span->ids[t])) continue;
+        if (t >= span->from) q35_kernel->add(x + (span->out + t - span->from) * D, feature, D);
         feature += qwen35_vision_feature_floats(model);
     }
 }
 
-int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *s,
-                const q35_input *in, size_t wanted) {
+/* Gives every span its rows, and puts what the first layer reads there. */
+static q35_batch lay_out(const qwen35_model *model, q35_scratch *s, q35_span *spans, size_t n) {
     const qwen35_geometry *g = &model->g;
-    const size_t D = g->D, T = in->T;
-    const int32_t *positions = in->positions;
-    embed(model, s->x, in);
-    q35_rope_table(s->cosine, s->sine, g, model->rope_axis, positions, in->ldp, cache->rope_next,
-                   T);
-    size_t n_full = 0, n_linear = 0, from = 0;
+    q35_batch batch = {spans, n, 0, 0};
+    for (size_t i = 0; i < n; i++) {
+        q35_span *span = &spans[i];
+        span->row = span->out = batch.T;
+        span->from = 0;
+        batch.T += span->T;
+        embed(model, s->x + span->row * g->D, span);
+        const size_t turn = span->row * (g->Dr / 2);
+        q35_rope_table(s->cosine + turn, s->sine + turn, g, model->rope_axis, span->positions,
+                       span->ldp, span->cache->rope_next, span->T);
+    }
+    batch.outputs = batch.T;
+    return batch;
+}
+
+/* From here on only the wanted tokens have outputs. */
+static void keep_wanted(q35_batch *batch) {
+    batch->outputs = 0;
+    for (size_t i = 0; i < batch->n; i++) {
+        q35_span *span = &batch->spans[i];
+        span->from = span->T - span->wanted;
+        span->out = batch->outputs;
+        batch->outputs += span->wanted;
+    }
+}
+
+static void move_on(const q35_span *span) {
+    q35_cache *cache = span->cache;
+    cache->position += span->T;
+    if (!span->positions) cache->rope_next += (int32_t)span->T;
+    for (size_t i = 0; span->positions && i < 3; i++)
+        for (size_t t = 0; t < span->T; t++)
+            if (span->positions[i * span->ldp + t] >= cache->rope_next)
+                cache->rope_next = span->positions[i * span->ldp + t] + 1;
+}
+
+int q35_forward(qwen35_model *model, q35_team *team, q35_scratch *s, q35_span *spans, size_t n) {
+    const qwen35_geometry *g = &model->g;
+    const size_t D = g->D;
+    q35_batch batch = lay_out(model, s, spans, n);
+    size_t n_full = 0, n_linear = 0;
     for (size_t l = 0; l < g->L; l++) {
         const q35_layer *layer = &model->weights.layers[l];
-        if (l + 1 == g->L) from = T - wanted;
-        if (q35_norm_tokens(team, s->h, s->x, layer->input_norm, g->eps, T, D)) return 1;
-        if (layer->kind == QWEN35_FULL) {
-            if (q35_attention(team, g, layer, cache, n_full++, s, T, from)) return 1;
-        } else {
-            float *state = q35_cache_state(cache, n_linear),
-                  *tail = q35_cache_conv(cache, n_linear);
-            if (q35_deltanet(team, g, layer, state, tail, s, T, from)) return 1;
-            n_linear++;
+        if (q35_norm_tokens(team, s->h, s->x, layer->input_norm, g->eps, batch.T, D)) return 1;
+        if (l + 1 == g->L) {
+            keep_wanted(&batch);
+            q35_keep_outputs(&batch, s->x, D);
         }
-        float *x = s->x + from * D, *h = s->h + from * D;
-        if (q35_norm_tokens(team, h, x, layer->post_norm, g->eps, T - from, D)) return 1;
-        if (q35_mlp(team, g, layer, s, T, from)) return 1;
-        add_deep_features(model, s->x, in, l);
+        if (layer->kind == QWEN35_FULL) {
+            if (q35_attention(team, g, layer, &batch, n_full++, s)) return 1;
+        } else {
+            if (q35_deltanet(team, g, layer, &batch, n_linear++, s)) return 1;
+        }
+        if (q35_norm_tokens(team, s->h, s->x, layer->post_norm, g->eps, batch.outputs, D)) return 1;
+        if (q35_mlp(team, g, layer, s, batch.outputs)) return 1;
+        for (size_t i = 0; i < n; i++) add_deep_features(model, s->x, &spans[i], l);
     }
     const float *norm = model->weights.final_norm;
-    if (q35_norm_tokens(team, s->h + from * D, s->x + from * D, norm, g->eps, T - from, D))
-        return 1;
-    cache->position += T;
-    if (!positions) cache->rope_next += (int32_t)T;
-    for (size_t i = 0; positions && i < 3; i++)
-        for (size_t t = 0; t < T; t++)
-            if (positions[i * in->ldp + t] >= cache->rope_next)
-                cache->rope_next = positions[i * in->ldp + t] + 1;
+    if (q35_norm_tokens(team, s->h, s->x, norm, g->eps, batch.outputs, D)) return 1;
+    for (size_t i = 0; i < n; i++) move_on(&spans[i]);
     return 0;
 }
 

@@ -5,8 +5,8 @@
 #include <pthread.h>
 #include <sys/types.h>
 
-#include "cache.h"
 #include "scratch.h"
+#include "span.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -28,24 +28,15 @@ struct qwen35_model {
 q35_scratch *q35_scratch_take(qwen35_model *model, qwen35_status *status);
 void q35_scratch_give(qwen35_model *model, q35_scratch *scratch);
 
-/* What one forward call reads. */
-typedef struct q35_input {
-    const int32_t *ids; /* [T] */
-    size_t T;
-    const int32_t *positions; /* [3, ldp] or NULL: they continue */
-    size_t ldp;
-    const float *features; /* of the image and video tokens among ids, in their order; or NULL */
-} q35_input;
+/* How many of the ids stand for a token of an image or video. */
+size_t q35_count_visual(const qwen35_model *model, const int32_t *ids, size_t T);
 
-/* Whether ids of this value stand for a token of an image or video. */
-int q35_is_visual(const qwen35_model *model, int32_t id);
-
-/* Runs T <= Q35_CHUNK tokens through all layers. The final-normed hidden states of the last
-   `wanted` of them are left in the last rows of scratch->h [T, D]: what only the others would need
-   of the last layer is not computed. The cache has moved T tokens on. Nonzero when cancelled: the
-   cache is half done. */
-int q35_forward(qwen35_model *model, q35_team *team, q35_cache *cache, q35_scratch *scratch,
-                const q35_input *input, size_t wanted);
+/* Runs spans of Q35_CHUNK tokens together at most through all layers. The final-normed hidden
+   states of the last `wanted` of each are left in the first rows of scratch->h, span after span:
+   what only the others would need of the last layer is not computed. The caches have moved on.
+   Nonzero when cancelled: the caches are half done. */
+int q35_forward(qwen35_model *model, q35_team *team, q35_scratch *scratch, q35_span *spans,
+                size_t n);
 
 /* Q35_FORKED in a child of the process that loaded the model: its threads did not come along. */
 int q35_check_process(const qwen35_model *model, qwen35_status *status);

@@ -121,13 +121,20 @@ size_t qwen35_session_bytes(const qwen35_session *session);
 /* Logits after the last token, [V]; NULL while there are none. */
 const float *qwen35_session_logits(const qwen35_session *session);
 
+/* Tokens for a timeline, and what goes with them. */
+typedef struct qwen35_input {
+    const int32_t *ids; /* [T] */
+    size_t T;
+    const int32_t *positions; /* rotary positions, 3 rows of T that lie ldp apart; NULL: they */
+    size_t ldp;               /* continue */
+    const float *features;    /* [n_features, feature_floats] of the image and video tokens among */
+    size_t n_features;        /* ids, in their order; none: those tokens are read as text */
+} qwen35_input;
+
 /* How one call of qwen35_session_append is watched and what it returns besides the session's
  * logits. */
 typedef struct qwen35_append_options {
-    const int32_t *positions; /* [3, T] rotary positions, or NULL: they continue */
-    const float *features;    /* [n_features, feature_floats] of the image and video tokens among */
-    size_t n_features;        /* ids, in their order; none: those tokens are read as text */
-    int (*poll)(void *arg);   /* asked every 20 ms by the calling thread; nonzero cancels */
+    int (*poll)(void *arg); /* asked every 20 ms by the calling thread; nonzero cancels */
     int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
     void *arg;
     float *all_logits;    /* [T, V] logits after each token, or NULL */
@@ -135,9 +142,9 @@ typedef struct qwen35_append_options {
     int32_t *most_likely; /* [T] with logprobs: the likeliest token at each place */
 } qwen35_append_options;
 
-/* Appends T tokens. When cancelled or failed, the session stands where the last whole chunk ended.
+/* Appends the input. When cancelled or failed, the session stands where the last whole chunk ended.
  */
-int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
+int qwen35_session_append(qwen35_session *session, const qwen35_input *input,
                           const qwen35_append_options *options, qwen35_status *status);
 
 /* A snapshot shares K/V pages with its session and owns a copy of the recurrent state. */
@@ -184,6 +191,40 @@ double qwen35_coin(uint64_t seed, uint64_t step);
  * first. */
 double qwen35_logprob(const float *logits, size_t V, int32_t id);
 void qwen35_top_logprobs(const float *logits, size_t V, size_t n, int32_t *ids, float *logprobs);
+
+/* ---- batches (batch.c) ---- */
+
+#define QWEN35_MAX_BATCH 64
+
+typedef struct qwen35_batch qwen35_batch;
+
+/* For up to `size` sessions at once, 1 to QWEN35_MAX_BATCH. It borrows the model. */
+qwen35_batch *qwen35_batch_new(qwen35_model *model, size_t size, qwen35_status *status);
+void qwen35_batch_free(qwen35_batch *batch);
+size_t qwen35_batch_size(const qwen35_batch *batch);
+
+/* One forward call for n sessions of the batch's model, all different. Each reads at least one
+   token of its input, and the first of them as many more as the call has room for; inputs move on
+   by what was read. A session whose input is all read has logits. An input of no tokens leaves its
+   session alone. Failed: nothing has changed. Cancelled by `poll`, as with qwen35_session_append:
+   the sessions that were to read something are empty, since undoing half a step would take a copy
+   of every state at each. */
+int qwen35_batch_step(qwen35_batch *batch, qwen35_session *const *sessions, qwen35_input *inputs,
+                      size_t n, int (*poll)(void *arg), void *arg, qwen35_status *status);
+
+/* One draw from a session's logits, its timeline being the history: see qwen35_sample. */
+typedef struct qwen35_draw {
+    const qwen35_session *session;
+    const qwen35_sampling *sampling;
+    size_t n_prompt;
+    double coin;
+    float *work; /* [2 V] of its own */
+    int32_t id;  /* what was drawn */
+} qwen35_draw;
+
+void qwen35_draw_one(qwen35_draw *draw);
+/* n draws over the model's threads. */
+void qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n);
 
 /* Targets this machine can run; the one in use is a process-wide choice made at import. */
 int qwen35_select_target(const char *name);

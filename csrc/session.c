@@ -8,7 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "mem.h"
-#include "model.h"
+#include "session.h"
 
 /* A single token is so short that it is not worth keeping a copy for, unless the model is so large
    that even one would make a user wait for the cancellation. */
@@ -17,15 +17,6 @@
 
 /* Largest rotary position taken from outside: far beyond any context, far from overflow. */
 #define ROPE_LIMIT (1 << 30)
-
-struct qwen35_session {
-    qwen35_model *model;
-    q35_cache cache;
-    size_t context, ids_capacity;
-    int32_t *ids;  /* [position] */
-    float *logits; /* [V] after the last token */
-    int has_logits;
-};
 
 struct qwen35_snapshot {
     q35_cache cache;
@@ -79,37 +70,62 @@ static int reserve_ids(qwen35_session *session, size_t n, qwen35_status *status)
     return Q35_OK;
 }
 
-static size_t count_visual(const qwen35_model *model, const int32_t *ids, size_t T) {
-    size_t n = 0;
-    for (size_t t = 0; t < T; t++) n += (size_t)q35_is_visual(model, ids[t]);
-    return n;
+int q35_session_reserve(qwen35_session *session, size_t T, qwen35_status *status) {
+    if (q35_cache_reserve(&session->cache, T, status)) return status->code;
+    return reserve_ids(session, session->cache.position + T, status);
 }
 
-static int check_append(const qwen35_session *session, const int32_t *ids, size_t T,
-                        const qwen35_append_options *options, qwen35_status *status) {
-    size_t V = session->model->g.V, position = session->cache.position;
-    if (q35_check_process(session->model, status)) return status->code;
+int q35_session_check(const qwen35_session *session, const qwen35_input *input,
+                      qwen35_status *status) {
+    const qwen35_model *model = session->model;
+    const size_t V = model->g.V, T = input->T, position = session->cache.position;
+    if (q35_check_process(model, status)) return status->code;
     if (T > session->context || position > session->context - T)
         return q35_fail(status, Q35_CONTEXT,
                         "%zu tokens after the %zu already there are more than the context of %zu; "
                         "load the model with a larger context=",
                         T, position, session->context);
     for (size_t t = 0; t < T; t++)
-        if (ids[t] < 0 || (size_t)ids[t] >= V)
+        if (input->ids[t] < 0 || (size_t)input->ids[t] >= V)
             return q35_fail(status, Q35_ARGUMENT,
-                            "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t, (int)ids[t], V);
-    if (options->features && options->n_features != count_visual(session->model, ids, T))
+                            "token ids: ids[%zu] is %d, expected 0 <= id < %zu", t,
+                            (int)input->ids[t], V);
+    if (input->features && input->n_features != q35_count_visual(model, input->ids, T))
         return q35_fail(status, Q35_ARGUMENT,
                         "features of %zu tokens, but %zu image and video tokens among the ids",
-                        options->n_features, count_visual(session->model, ids, T));
-    for (size_t t = 0; options->positions && t < 3 * T; t++)
-        if (options->positions[t] < 0 || options->positions[t] > ROPE_LIMIT)
-            return q35_fail(status, Q35_ARGUMENT, "position_ids[%zu, %zu] is %d, expected 0 to %d",
-                            t / T, t % T, (int)options->positions[t], ROPE_LIMIT);
-    if (options->logprobs && !session->has_logits)
-        return q35_fail(status, Q35_ARGUMENT,
-                        "scoring needs at least one token before the scored ones");
+                        input->n_features, q35_count_visual(model, input->ids, T));
+    for (size_t i = 0; input->positions && i < 3; i++)
+        for (size_t t = 0; t < T; t++) {
+            int32_t position_id = input->positions[i * input->ldp + t];
+            if (position_id < 0 || position_id > ROPE_LIMIT)
+                return q35_fail(status, Q35_ARGUMENT,
+                                "position_ids[%zu, %zu] is %d, expected 0 to %d", i, t,
+                                (int)position_id, ROPE_LIMIT);
+        }
     return Q35_OK;
+}
+
+q35_span q35_session_span(qwen35_session *session, qwen35_input *input, size_t T) {
+    q35_span span = {.cache = &session->cache,
+                     .ids = input->ids,
+                     .T = T,
+                     .positions = input->positions,
+                     .ldp = input->ldp};
+    if (input->n_features) {
+        const size_t visual = q35_count_visual(session->model, input->ids, T);
+        span.features = input->features;
+        input->features += visual * qwen35_vision_feature_floats(session->model);
+        input->n_features -= visual;
+    }
+    input->ids += T;
+    input->T -= T;
+    if (input->positions) input->positions += T;
+    return span;
+}
+
+void q35_session_note(qwen35_session *session, const q35_span *span) {
+    memcpy(session->ids + session->cache.position - span->T, span->ids,
+           span->T * sizeof *span->ids);
 }
 
 /* All logits of a chunk, or the log-probability of each of its tokens under the token before it. */
@@ -132,29 +148,26 @@ static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s,
 }
 
 /* One chunk, all or nothing: `done` tokens of `total` went before it. */
-static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
-                        const q35_input *in, size_t done, size_t total,
-                        const qwen35_append_options *options) {
-    const int32_t *ids = in->ids;
-    const size_t T = in->T;
+static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s, q35_span *span,
+                        size_t done, size_t total, const qwen35_append_options *options) {
     qwen35_model *model = session->model;
     q35_cache *cache = &session->cache;
     size_t state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
            position = cache->position;
     int32_t rope_next = cache->rope_next;
-    int keep_copy = T >= LONG_CHUNK_TOKENS || model->weights.given_bytes > SLOW_MODEL_BYTES;
+    int keep_copy = span->T >= LONG_CHUNK_TOKENS || model->weights.given_bytes > SLOW_MODEL_BYTES;
     int (*poll)(void *) = team->poll;
     if (keep_copy)
         memcpy(s->backup, cache->state, state_bytes);
     else
         team->poll = NULL;
     int all = options->all_logits || options->logprobs;
-    size_t wanted = all ? T : done + T == total ? 1 : 0;
-    int stopped = q35_forward(model, team, cache, s, in, wanted);
+    span->wanted = all ? span->T : done + span->T == total ? 1 : 0;
+    int stopped = q35_forward(model, team, s, span, 1);
     if (!stopped && all)
-        stopped = chunk_logits(session, team, s, ids, T, done, options);
-    else if (!stopped && wanted)
-        stopped = q35_head(model, team, s, s->logits, s->h + (T - 1) * model->g.D, 1);
+        stopped = chunk_logits(session, team, s, span->ids, span->T, done, options);
+    else if (!stopped && span->wanted)
+        stopped = q35_head(model, team, s, s->logits, s->h, 1);
     team->poll = poll;
     if (stopped) {
         memcpy(cache->state, s->backup, state_bytes);
@@ -162,38 +175,36 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         cache->rope_next = rope_next;
         return 1;
     }
-    if (wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
-    memcpy(session->ids + position, ids, T * sizeof *ids);
-    session->has_logits = wanted > 0;
+    if (span->wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
+    q35_session_note(session, span);
+    session->has_logits = span->wanted > 0;
     return 0;
 }
 
-int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
+int qwen35_session_append(qwen35_session *session, const qwen35_input *input,
                           const qwen35_append_options *options, qwen35_status *status) {
-    if (check_append(session, ids, T, options, status)) return status->code;
+    const size_t T = input->T;
+    if (q35_session_check(session, input, status)) return status->code;
+    if (options->logprobs && !session->has_logits)
+        return q35_fail(status, Q35_ARGUMENT,
+                        "scoring needs at least one token before the scored ones");
     if (T == 0) return Q35_OK;
-    if (q35_cache_reserve(&session->cache, T, status)) return status->code;
-    if (reserve_ids(session, session->cache.position + T, status)) return status->code;
+    if (q35_session_reserve(session, T, status)) return status->code;
     q35_scratch *scratch = q35_scratch_take(session->model, status);
     if (!scratch) return status->code;
     q35_team team;
     q35_team_init(&team, session->model->pool, options->poll, options->arg);
     status->code = Q35_OK;
-    q35_input in = {ids, 0, options->positions, T, options->n_features ? options->features : NULL};
+    qwen35_input rest = *input;
     for (size_t done = 0; done < T && !status->code;) {
-        in.T = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
-        if (append_chunk(session, &team, scratch, &in, done, T, options)) {
+        q35_span span = q35_session_span(session, &rest, rest.T < Q35_CHUNK ? rest.T : Q35_CHUNK);
+        if (append_chunk(session, &team, scratch, &span, done, T, options)) {
             session->has_logits =
                 done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }
-        done += in.T;
-        if (in.features)
-            in.features += count_visual(session->model, in.ids, in.T) *
-                           qwen35_vision_feature_floats(session->model);
-        if (in.positions) in.positions += in.T;
-        in.ids += in.T;
+        done += span.T;
         if (options->progress && options->progress(options->arg, done, T) && done < T)
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
     }

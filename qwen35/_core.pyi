@@ -87,6 +87,8 @@ class Model:
         one session), scratch.
         """
     def session(self, context: int) -> Session: ...
+    def batch(self, size: int) -> Batch:
+        """Steps of up to `size` streams at once, 1 to 64; holds logits [size, V]."""
     @property
     def feature_shape(self) -> tuple[int, int] | None:
         """(1 + DeepStack layers, D) of the features of one image token; None without a tower."""
@@ -193,6 +195,23 @@ class NativeStream(Iterator[tuple[int, float | None, list[tuple[int, float]]]]):
     @property
     def timings(self) -> dict[str, float]:
         """prompt_tokens, prefill_s, decode_tokens, decode_s."""
+
+class Batch:
+    """Streams that go forward together. Made by Model.batch(). Which streams share a step is free
+    at every step; a stream may also be read alone in between.
+    """
+
+    @property
+    def size(self) -> int: ...
+    def step(
+        self, streams: Sequence[NativeStream]
+    ) -> list[tuple[int, float | None, list[tuple[int, float]]] | None]:
+        """One forward call of 256 tokens at most: every stream reads its last token or a share of
+        its prompt, and says the next token if that was all. An entry is what next() would give, or
+        None: its prompt is not read yet, or its finish_reason is set. Bits are those of the stream
+        alone. A stream that is cancelled leaves at the next step. Interrupted, or when all of them
+        are cancelled: at the next poll, and then their sessions are empty.
+        """
 
 def sample(
     logits: NDArray[np.float32],

@@ -12,15 +12,13 @@ import os
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .answer import Answer, ThinkingBudget
-from .clock import Clock
 from .errors import BusyError, ClosedError, ForkError
 from .lifecycle import POLL_S, Call
 from .progress import prefill_progress
+from .record import Record
 from .request import Request
 from .results import FinishReason, Generation, Timings, Token, ToolCall, Usage
 from .session import Session, shifted
@@ -45,23 +43,14 @@ class TokenStream:
     def __init__(self, model: Model, request: Request) -> None:
         self._model = model
         self._request = request
-        sampling = request.sampling
-        self._answer = Answer(request.make_parser(), sampling.stop, min_tokens=sampling.min_tokens)
-        self._budget = _budget(request)
-        self._ready: deque[Token] = deque()
+        self._record = Record(request)
         self._lock, self._ending = threading.Lock(), threading.RLock()
         self._reader = Call()  # the last one to be inside _advance()
         self._reader.over = True
         self._cancelled = False
         self._session: Session | None = None
         self._native: _core.NativeStream | None = None
-        self._decoded = 0
-        self._cached = 0
-        self._clock = Clock()
-        self._reason: FinishReason | None = None
-        self._stop_reason: str | int | None = None
         self._error: BaseException | None = None
-        self._result: Generation | None = None
         self._pid = os.getpid()
 
     # Reading it
@@ -70,23 +59,23 @@ class TokenStream:
         return self
 
     def __next__(self) -> Token:
-        if not self._ready and self._reason is None:
+        if not self._record.ready and self._record.reason is None:
             self._advance()
-        if self._ready:
-            return self._ready.popleft()
+        if self._record.ready:
+            return self._record.ready.popleft()
         raise StopIteration
 
     def result(self) -> Generation:
         """The whole answer, after taking what is left of it; what there was when it was cancelled
         or interrupted.
         """
-        while self._reason is None:
-            self._ready.clear()
+        while self._record.reason is None:
+            self._record.ready.clear()
             self._advance()
-        self._ready.clear()
+        self._record.ready.clear()
         if self._error is not None:
             raise self._error
-        return self._generation()
+        return self._record.generation()
 
     def cancel(self) -> None:
         """End the answer from any thread, at once even inside a long prompt; `finish_reason`
@@ -134,14 +123,16 @@ class TokenStream:
     # What it looks like
 
     def __repr__(self) -> str:
-        state = self._reason or ("running" if self._session is not None else "not started")
-        said = f"{len(self._answer.tokens)} tokens: {self._answer.text('text')!r:.200}"
+        state = self._record.reason or ("running" if self._session is not None else "not started")
+        said = (
+            f"{len(self._record.answer.tokens)} tokens: {self._record.answer.text('text')!r:.200}"
+        )
         return f"<qwen35.TokenStream {state}, {said}>"
 
     def _repr_html_(self) -> str:
         from .notebook import stream_html
 
-        return stream_html(self, self._generation())
+        return stream_html(self, self._record.generation())
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenStream cannot be pickled or copied; take its result()")
@@ -158,7 +149,7 @@ class TokenStream:
         try:
             self._model._gate.enter(call)
             self._claim(call)
-            while not self._ready and self._reason is None:
+            while not self._record.ready and self._record.reason is None:
                 self._step()
         except _Cancelled:
             self._finish("cancelled")
@@ -179,7 +170,7 @@ class TokenStream:
             raise
         finally:
             call.over = True
-        if self._reason == "length":
+        if self._record.reason == "length":
             self._warn_if_empty()
 
     def _claim(self, call: Call) -> None:
@@ -199,37 +190,33 @@ class TokenStream:
         first = self._native is None
         native = self._start() if self._native is None else self._native
         try:
-            token_id, logprob, top = next(native)
+            said = next(native)
         except StopIteration:
             self._finish("cancelled" if native.finish_reason == "cancelled" else "length")
             return
-        if first:
-            self._begin()
-        self._take(Token(token_id, "", "text", logprob, [] if top is None else list(top)))
+        if first and self._session is not None:
+            self._session._mark()
+        reason = self._record.take(said, native)
+        if reason is not None:
+            self._finish(reason)
 
     def _start(self) -> _core.NativeStream:
         """Take a session, bring it to the last split of the prompt, and open the native stream for
         the rest.
         """
-        self._clock.start()
+        self._record.clock.start()
         request, prompt = self._request, self._request.prompt
         session, branch = self._model._pool.take(prompt.keys, self._model)
         self._session = session
-        self._cached = session._rewind(prompt)
+        self._record.cached = session._rewind(prompt)
         core = session._open()
-        progress, self._clock.bar_close = prefill_progress(self._model._progress)
-        for end in session._splits(prompt, start=self._cached, branch=branch):
+        progress, self._record.clock.bar_close = prefill_progress(self._model._progress)
+        for end in session._splits(prompt, start=self._record.cached, branch=branch):
             self._prefill(core, end, progress)
             session._mark()
-        native = core.generate(
-            prompt.ids[core.position :],
-            max_tokens=request.max_tokens,
-            stop_token_ids=sorted(request.stop_token_ids),
-            **self._piece(core.position, len(prompt), progress),
-            **request.native,
-        )
+        native = request.open(core, **self._piece(core.position, len(prompt), progress))
         self._watch(native)
-        self._force_thinking_end(native)
+        self._record.force_thinking_end(native)
         return native
 
     def _piece(self, start: int, stop: int, progress: Any) -> dict[str, Any]:
@@ -257,7 +244,7 @@ class TokenStream:
         self._watch(native)
         for _ in native:
             pass
-        self._clock.add(native.timings, decode=False)
+        self._record.clock.add(native.timings, decode=False)
         self._native = None
         if native.finish_reason == "cancelled":
             raise _Cancelled
@@ -268,62 +255,27 @@ class TokenStream:
         if self._cancelled:
             native.cancel()
 
-    def _begin(self) -> None:
-        """The prompt is in the session and the first token is there."""
-        self._clock.first_token()
-        if self._session is not None:
-            self._session._mark()
-
-    def _take(self, token: Token) -> None:
-        """Record one token, and end the answer where it or what it completes is the end."""
-        self._decoded += 1
-        if token.id in self._request.stop_token_ids:
-            self._stop_reason = token.id
-            self._ready.extend(self._answer.end(token))
-            self._finish("stop")
-            return
-        last = self._decoded >= self._request.max_tokens
-        self._ready.extend(self._answer.push(token, last=last))
-        if self._answer.stop_string is not None:
-            self._finish("stop")
-        elif last:
-            self._finish("length")
-        elif self._budget is not None and self._native is not None:
-            self._budget.push(token.id)
-            self._force_thinking_end(self._native)
-
-    def _force_thinking_end(self, native: _core.NativeStream) -> None:
-        if self._budget is not None and self._budget.used_up:
-            native.force(self._request.thinking_end)
-            self._budget.closed()
-
     # How it ends
 
     def _finish(self, reason: FinishReason) -> None:
         """Give the session back and settle the result. The first call decides."""
         with self._ending:
-            if self._reason is not None:
+            if self._record.reason is not None:
                 return
             native, self._native = self._native, None
             if native is not None:
                 native.cancel()
-                self._clock.add(native.timings, decode=True)
-            self._clock.bar_close()
-            self._ready.extend(self._answer.end())
-            if self._answer.stop_string is not None and reason != "cancelled":
-                reason, self._stop_reason = "stop", self._answer.stop_string
-            self._reason = "tool_calls" if reason == "stop" and self._answer.tool_calls else reason
+            self._record.end(reason, native)
             session, self._session = self._session, None
             if session is not None and session._core is not None:
                 self._model._pool.give_back(session)
-            self._result = self._generation()
-            if self._clock.started:
-                self._model._finished(self)
+            if self._record.clock.started:
+                self._model._finished(self._record.generation())
 
     def _warn_if_empty(self) -> None:
         """Say why there is no answer when all of max_tokens was thought away."""
-        result = self._generation()
-        if result.usage.reasoning_tokens and not result.text and not result.tool_calls:
+        result = self._record.generation()
+        if self._record.is_all_reasoning:
             warnings.warn(
                 f"the answer is empty: all {result.usage.completion_tokens} tokens went to "
                 "reasoning; raise max_tokens, "
@@ -341,39 +293,6 @@ class TokenStream:
             time.sleep(POLL_S)
         self._finish("cancelled")
 
-    def _generation(self) -> Generation:
-        """The answer as far as it is known."""
-        if self._result is not None:
-            return self._result
-        answer = self._answer
-        tokens = list(answer.tokens)
-        return Generation(
-            text=answer.text("text"),
-            reasoning=answer.text("reasoning"),
-            tool_calls=answer.tool_calls,
-            token_ids=[token.id for token in tokens],
-            finish_reason=self._reason or "cancelled",
-            stop_reason=self._stop_reason,
-            usage=Usage(
-                prompt_tokens=len(self._request.prompt.ids),
-                cached_tokens=self._cached,
-                completion_tokens=len(tokens),
-                reasoning_tokens=sum(token.kind == "reasoning" for token in tokens),
-            ),
-            timings=self._clock.timings(),
-            tokens=tokens,
-        )
-
 
 class _Cancelled(Exception):
     """cancel() was called before or within the prompt."""
-
-
-def _budget(request: Request) -> ThinkingBudget | None:
-    if request.thinking_budget is None:
-        return None
-    opening, closing = request.thinking_ids
-    thinking = request.prompt.thinking
-    return ThinkingBudget(
-        request.thinking_budget, opening=opening, closing=closing, thinking=thinking
-    )

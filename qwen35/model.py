@@ -9,7 +9,7 @@ keeps the past of earlier ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from . import _core
+    from .batch import Batch
     from .config import Config
     from .loading import Checkpoint
     from .media import MediaLimits
@@ -62,7 +63,7 @@ class Model:
         self._core: _core.Model | None = core
         self._progress: Progress = progress
         self._gate = Gate(checkpoint.name)
-        self._streams: Registry[TokenStream] = Registry()
+        self._streams: Registry[TokenStream | Batch] = Registry()
         self._sessions: Registry[Session] = Registry()
         self._pool = SessionPool()
         self._last: Generation | None = None
@@ -138,6 +139,38 @@ class Model:
         prompt = self._prompts.from_messages(messages, tools, enable_thinking, chat_template_kwargs)
         return self._stream(prompt, sampling, fields, thinking_budget=thinking_budget)
 
+    @guarded
+    def generate_batch(
+        self,
+        prompts: Iterable[PromptLike | Sequence[Message]],
+        *,
+        thinking_budget: int | None = None,
+        sampling: SamplingParams | None = None,
+        max_batch: int = 16,
+        progress: Progress = None,
+        **fields: Any,
+    ) -> list[Generation]:
+        """Answer many prompts, up to `max_batch` (1 to 64) of them in one forward pass; results in
+        their order.
+
+        A prompt is what `generate` takes, or chat messages, answered as `chat` would. Every answer
+        is the one it would be alone: with seed=s that of prompt i is generate(prompts[i],
+        seed=s + i), modulo 2**64. What all prompts begin with is read once. `fields` are those of
+        SamplingParams. progress: called after each step with the prompts answered and all; None: as
+        given to load(). Memory: a recurrent state and K/V for each of max_batch.
+
+        Errors in a prompt name it ("prompts[3]: ...") and come before anything is computed; the
+        kinds are those of `generate`. Ctrl-C ends all of them and leaves the model usable.
+        """
+        from .batch import Batch, make_requests
+
+        check_fields(fields, self.generate_batch)
+        self._checkpoint.check_unchanged()
+        requests = make_requests(self, prompts, sampling, fields, thinking_budget=thinking_budget)
+        batch = Batch(self, requests, max_batch=max_batch, progress=progress)
+        self._streams.add(batch)
+        return batch.run()
+
     def prompt(
         self,
         messages_or_text: PromptLike | Sequence[Message],
@@ -199,27 +232,9 @@ class Model:
         A str continuation is tokenized by itself, special tokens off: its leading space belongs to
         it.
         """
-        if isinstance(continuations, str | bytes):
-            raise TypeError(
-                "continuations must be a list of texts or id sequences, got one text; put it in "
-                "a list"
-            )
-        self._checkpoint.check_unchanged()
-        made = self._prompts.numeric(prompt, where="prompt")
-        wanted = [
-            self._prompts.numeric(continuation, where=f"continuations[{index}]").ids
-            for index, continuation in enumerate(continuations)
-        ]
-        check_fits(len(made), context=self.context, room=max(map(len, wanted), default=0))
-        session, branch = self._pool.take(made.keys, self)
-        session._sync(made, branch=branch)
-        start = session.snapshot()
-        scores = []
-        for continuation in wanted:
-            scores.append(_score(session, continuation))
-            session.restore(start)
-        self._pool.give_back(session)
-        return scores
+        from .scoring import score
+
+        return score(self, prompt, continuations)
 
     @guarded
     def embed_image(self, image: Any) -> NDArray[np.float32]:
@@ -372,8 +387,8 @@ class Model:
         self._sessions.add(session)
         return session
 
-    def _finished(self, stream: TokenStream) -> None:
-        self._last = stream._generation()
+    def _finished(self, answer: Generation) -> None:
+        self._last = answer
 
     def _stream(
         self,
@@ -388,12 +403,3 @@ class Model:
         stream = TokenStream(self, request)
         self._streams.add(stream)
         return stream
-
-
-def _score(session: Session, ids: NDArray[np.int32]) -> Score:
-    logprobs, best = session._open().score(ids)
-    return Score(
-        float(np.sum(logprobs, dtype=np.float64)),
-        logprobs.tolist(),
-        bool(np.array_equal(best, ids)),
-    )

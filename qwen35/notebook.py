@@ -54,7 +54,7 @@ def generation_html(result: Generation) -> str:
 
 def stream_html(stream: TokenStream, so_far: Generation) -> str:
     """An answer that may still be running."""
-    state = stream._reason or "running: iterate over it, or call result()"
+    state = stream._record.reason or "running: iterate over it, or call result()"
     return box(*_answer(so_far), _footer(state, so_far))
 
 

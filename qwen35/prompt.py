@@ -66,6 +66,14 @@ class Prompt:
         """[T] int64: equal for two prompts as far as they say and show the same."""
         return self.ids.astype(np.int64) if self.layout is None else self.layout.keys()
 
+    def head(self, length: int) -> Prompt:
+        """The first `length` tokens, or fewer where that would cut an image in two. Its text is not
+        known.
+        """
+        layout = None if self.layout is None else self.layout.head(length)
+        ids = self.ids[:length] if layout is None else layout.ids
+        return Prompt(ids, tokenizer=self.tokenizer, layout=layout)
+
     def _repr_html_(self) -> str:
         from .notebook import prompt_html
 

@@ -16,6 +16,7 @@ from .fields import nearest
 from .prompt import Prompt, check_fits
 
 if TYPE_CHECKING:
+    from . import _core
     from .loading import Checkpoint
     from .model import Model
     from .sampling import SamplingParams
@@ -37,6 +38,18 @@ class Request:
     thinking_budget: int | None = None
     thinking_ids: tuple[int, int] = (-1, -1)  # <think> and </think>
     thinking_end: tuple[int, ...] = ()  # the tokens that close a <think> part
+
+    def open(self, core: _core.Session, **piece: Any) -> _core.NativeStream:
+        """The native stream of the answer, for a session that holds a prefix of the prompt;
+        `piece` goes with the rest of it.
+        """
+        return core.generate(
+            self.prompt.ids[core.position :],
+            max_tokens=self.max_tokens,
+            stop_token_ids=sorted(self.stop_token_ids),
+            **piece,
+            **self.native,
+        )
 
 
 def make_request(

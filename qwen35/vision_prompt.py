@@ -85,6 +85,13 @@ class Layout:
             keys[run.start : run.stop] = -1 - start - np.arange(run.rows * run.cols)
         return keys
 
+    def head(self, length: int) -> Layout:
+        """The first `length` tokens; a run that would be cut stays out, and what follows it."""
+        for run in self.runs:
+            if run.start < length < run.stop:
+                length = run.start
+        return Layout(self.ids[:length], tuple(run for run in self.runs if run.stop <= length))
+
     def features(self, start: int, stop: int, of: Features) -> NDArray[np.float32] | None:
         """Features [n, layers, D] of the image and video tokens among ids[start:stop]; None where
         there are none.

@@ -42,6 +42,9 @@ class FakeModel:
     def session(self, context: int) -> FakeSession:
         return FakeSession(self, context)
 
+    def batch(self, size: int) -> FakeBatch:
+        return FakeBatch(size)
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rng = np.random.default_rng(zlib.crc32(np.array(ids, dtype=np.int32).tobytes()))
         logits = rng.standard_normal(self.vocab_size).astype(np.float32)
@@ -235,6 +238,19 @@ class FakeStream:
 
     def force(self, ids: Sequence[int]) -> None:
         self._forced = list(ids)
+
+
+class FakeBatch:
+    """Stands for `_core.Batch`: each stream alone, one after the other."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.together: list[int] = []  # streams of each step
+
+    def step(self, streams: Sequence[FakeStream]) -> list[Any]:
+        assert 0 < len(streams) <= self.size
+        self.together.append(len(streams))
+        return [next(stream, None) for stream in streams]
 
 
 def after(prompt_ids: Sequence[int], answer: Sequence[int], then: int) -> Script:

@@ -60,6 +60,19 @@ assert result.finish_reason == "cancelled" and 0 < len(result.token_ids) < 150_0
 again = model.generate([1, 2, 3], max_tokens=100, temperature=0, ignore_eos=True).result()
 assert again.token_ids == result.token_ids[:100]
 """,
+    "batch_in_prefill": """
+interrupted(lambda: model.generate_batch([long_ids, long_ids[::-1]], **short))
+""",
+    "batch_in_shared_start": """
+interrupted(lambda: model.generate_batch([long_ids + [1], long_ids + [2]], **short))
+""",
+    "batch_in_decode": """
+prompts, fields = [[1, 2, 3], [4], [5, 6]], dict(temperature=0, ignore_eos=True)
+interrupted(lambda: model.generate_batch(prompts, max_tokens=150_000, **fields))
+again = model.generate_batch(prompts, max_tokens=50, **fields)
+alone = [model.generate(prompt, max_tokens=50, **fields).result() for prompt in prompts]
+assert [a.token_ids for a in again] == [a.token_ids for a in alone]
+""",
     "iteration": """
 stream, said = model.generate([1, 2, 3], max_tokens=150_000, temperature=0, ignore_eos=True), []
 interrupted(lambda: said.extend(stream))

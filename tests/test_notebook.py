@@ -115,7 +115,7 @@ def test_a_stream_shows_how_far_it_is(model: Any) -> None:
     stream = model.generate("ask")
     assert "running" in Page(stream._repr_html_()).text
     next(stream)
-    assert stream._reason is None
+    assert stream._record.reason is None
     stream.result()
     assert "the answer" in Page(stream._repr_html_()).text
 

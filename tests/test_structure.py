@@ -26,7 +26,7 @@ FLOORS = (
     {"qwen35"},
     {"weights", "pack"},
     {"linear", "fixed", "norm_rope"},
-    {"cache", "scratch.h"},
+    {"cache", "scratch.h", "span"},
     {"attention", "deltanet", "mlp", "vision"},
     {"model", "mtp", "scratch.c"},  # scratch.c asks every part how much it wants
     {"session", "batch", "sample"},

@@ -518,9 +518,18 @@ static PyObject *model_session(ModelObject *self, PyObject *argument) {
     return q35_session_make(q35_state_of((PyObject *)self), self, context);
 }
 
+PyDoc_STRVAR(batch_doc, "batch(size) -> Batch\n\nSteps of up to `size` streams at once.");
+
+static PyObject *model_batch(ModelObject *self, PyObject *argument) {
+    size_t size = PyLong_AsSize_t(argument);
+    if (size == (size_t)-1 && PyErr_Occurred()) return NULL;
+    return q35_batch_make(q35_state_of((PyObject *)self), self, size);
+}
+
 static PyMethodDef model_methods[] = {
     {"memory", (PyCFunction)model_memory, METH_NOARGS, memory_doc},
     {"session", (PyCFunction)model_session, METH_O, session_doc},
+    {"batch", (PyCFunction)model_batch, METH_O, batch_doc},
     {"encode_vision", (PyCFunction)(void (*)(void))model_encode, METH_VARARGS | METH_KEYWORDS,
      encode_doc},
     {NULL, NULL, 0, NULL},

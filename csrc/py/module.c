@@ -123,7 +123,8 @@ static int module_exec(PyObject *module) {
     if (add_type(module, &q35_model_spec, &state->model_type)) return -1;
     if (add_type(module, &q35_session_spec, &state->session_type)) return -1;
     if (add_type(module, &q35_snapshot_spec, &state->snapshot_type)) return -1;
-    return add_type(module, &q35_stream_spec, &state->stream_type);
+    if (add_type(module, &q35_stream_spec, &state->stream_type)) return -1;
+    return add_type(module, &q35_batch_spec, &state->batch_type);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -132,6 +133,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->session_type);
     Py_VISIT(state->snapshot_type);
     Py_VISIT(state->stream_type);
+    Py_VISIT(state->batch_type);
     Py_VISIT(state->format_error);
     Py_VISIT(state->context_error);
     Py_VISIT(state->busy_error);
@@ -145,6 +147,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->session_type);
     Py_CLEAR(state->snapshot_type);
     Py_CLEAR(state->stream_type);
+    Py_CLEAR(state->batch_type);
     Py_CLEAR(state->format_error);
     Py_CLEAR(state->context_error);
     Py_CLEAR(state->busy_error);

@@ -16,7 +16,7 @@
 #include "../qwen35.h"
 
 typedef struct module_state {
-    PyTypeObject *model_type, *session_type, *snapshot_type, *stream_type;
+    PyTypeObject *model_type, *session_type, *snapshot_type, *stream_type, *batch_type;
     PyObject *format_error, *context_error, *busy_error, *fork_error; /* classes of qwen35.errors */
 } module_state;
 
@@ -70,9 +70,11 @@ typedef struct prompt_arrays {
 int q35_prompt_parse(prompt_arrays *prompt, SessionObject *session, PyObject *ids,
                      PyObject *positions, PyObject *features);
 void q35_prompt_clear(prompt_arrays *prompt);
+/* The arrays as the core reads them; they must outlive it. */
+qwen35_input q35_prompt_input(const prompt_arrays *prompt);
 
 /* Appends with the GIL dropped. 0; -1 with an exception; 1 when cancelled through watch->cancel. */
-int q35_append_watched(SessionObject *self, const prompt_arrays *prompt, watch *watch,
+int q35_append_watched(SessionObject *self, const qwen35_input *input, watch *watch,
                        qwen35_append_options options);
 
 /* Features float32 [n, 1 + DeepStack layers, D] of pixels [sum of t h w, patch floats] and grids
@@ -81,11 +83,13 @@ PyObject *q35_encode_pixels(ModelObject *model, PyObject *pixels, PyObject *grid
 
 PyObject *q35_session_make(module_state *state, ModelObject *model, size_t context);
 PyObject *q35_stream_make(SessionObject *self, PyObject *args, PyObject *kwargs);
+PyObject *q35_batch_make(module_state *state, ModelObject *model, size_t size);
 
 /* "float32" | "float16" | "bfloat16"; -1 with ValueError otherwise. */
 int q35_dtype_by_name(const char *name, q35_dtype *dtype);
 
-extern PyType_Spec q35_model_spec, q35_session_spec, q35_snapshot_spec, q35_stream_spec;
+extern PyType_Spec q35_model_spec, q35_session_spec, q35_snapshot_spec, q35_stream_spec,
+    q35_batch_spec;
 
 /* module-level functions defined beside what they belong to */
 PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry);

@@ -93,20 +93,25 @@ int q35_prompt_parse(prompt_arrays *prompt, SessionObject *session, PyObject *id
     return 0;
 }
 
-int q35_append_watched(SessionObject *self, const prompt_arrays *prompt, watch *w,
+qwen35_input q35_prompt_input(const prompt_arrays *prompt) {
+    size_t T = (size_t)PyArray_SIZE(prompt->ids);
+    qwen35_input input = {.ids = PyArray_DATA(prompt->ids), .T = T, .ldp = T};
+    if (prompt->positions) input.positions = PyArray_DATA(prompt->positions);
+    if (prompt->features) {
+        input.features = PyArray_DATA(prompt->features);
+        input.n_features = (size_t)PyArray_DIM(prompt->features, 0);
+    }
+    return input;
+}
+
+int q35_append_watched(SessionObject *self, const qwen35_input *input, watch *w,
                        qwen35_append_options options) {
     qwen35_status status = {0};
-    if (prompt->positions) options.positions = PyArray_DATA(prompt->positions);
-    if (prompt->features) {
-        options.features = PyArray_DATA(prompt->features);
-        options.n_features = (size_t)PyArray_DIM(prompt->features, 0);
-    }
     options.poll = q35_watch_poll;
     options.progress = q35_watch_progress;
     options.arg = w;
     w->thread = PyEval_SaveThread();
-    qwen35_session_append(self->session, PyArray_DATA(prompt->ids),
-                          (size_t)PyArray_SIZE(prompt->ids), &options, &status);
+    qwen35_session_append(self->session, input, &options, &status);
     PyEval_RestoreThread(w->thread);
     if (w->raised) return -1;
     if (!status.code) return 0;
@@ -163,7 +168,8 @@ static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *
     int failed = q35_session_enter(self);
     if (!failed) {
         watch w = {.progress = progress == Py_None ? NULL : progress};
-        failed = q35_append_watched(self, &prompt, &w, (qwen35_append_options){0});
+        qwen35_input input = q35_prompt_input(&prompt);
+        failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
         q35_session_leave(self);
     }
     q35_prompt_clear(&prompt);
@@ -191,7 +197,8 @@ static PyObject *session_logits_all(SessionObject *self, PyObject *args, PyObjec
     } else if (logits) {
         watch w = {0};
         qwen35_append_options options = {.all_logits = PyArray_DATA(logits)};
-        if (q35_append_watched(self, &prompt, &w, options)) Py_CLEAR(logits);
+        qwen35_input input = q35_prompt_input(&prompt);
+        if (q35_append_watched(self, &input, &w, options)) Py_CLEAR(logits);
         q35_session_leave(self);
     }
     q35_prompt_clear(&prompt);
@@ -213,7 +220,8 @@ static PyObject *session_score(SessionObject *self, PyObject *ids) {
         watch w = {0};
         qwen35_append_options options = {.logprobs = PyArray_DATA(logprobs),
                                          .most_likely = PyArray_DATA(likely)};
-        int failed = q35_append_watched(self, &prompt, &w, options);
+        qwen35_input input = q35_prompt_input(&prompt);
+        int failed = q35_append_watched(self, &input, &w, options);
         q35_session_leave(self);
         if (!failed) result = PyTuple_Pack(2, logprobs, likely);
     }

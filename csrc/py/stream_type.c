@@ -1,30 +1,9 @@
 /* stream_type.c: _core.NativeStream: the decode loop. One next() = feed the last token, draw the
  * next; the GIL is taken once a token. Also _core.sample, the sampler on its own, for tests. */
-#include "py.h"
+#include "stream.h"
 
 #include <string.h>
 #include <time.h>
-
-typedef struct StreamObject {
-    PyObject_HEAD SessionObject *session;
-    prompt_arrays prompt;
-    PyObject *progress; /* or NULL */
-    qwen35_sampling sampling;
-    int32_t *stops, *forced; /* forced is a queue */
-    size_t n_stops, n_forced, forced_capacity;
-    qwen35_bias *bias;
-    float *work; /* [2 V] */
-    Py_ssize_t max_tokens, min_tokens, n_logprobs;
-    uint64_t seed;
-    size_t produced, n_prompt;
-    int started;     /* the prompt is in the session */
-    int32_t last;    /* the token yielded last */
-    int last_is_fed; /* and whether it is in the session */
-    atomic_int cancel;
-    const char *finish; /* reason, or NULL while it runs */
-    double prefill_s, decode_s;
-    size_t prefilled;
-} StreamObject;
 
 /* ---- construction ---- */
 
@@ -137,6 +116,7 @@ PyObject *q35_stream_make(SessionObject *session, PyObject *args, PyObject *kwar
     self->seed = seed;
     if (self->n_logprobs > (Py_ssize_t)V) self->n_logprobs = (Py_ssize_t)V;
     if (parse_prompt(self, ids, pixels, grids, features, positions)) goto fail;
+    self->rest = q35_prompt_input(&self->prompt);
     if (parse_bias(self, bias, V)) goto fail;
     if (stops && parse_ids(stops, "stop_token_ids", V, &self->stops, &self->n_stops)) goto fail;
     if (progress && progress != Py_None) self->progress = Py_NewRef(progress);
@@ -176,31 +156,34 @@ static void stream_dealloc(StreamObject *self) {
 
 /* ---- one token ---- */
 
-static double seconds(void) {
+double q35_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+static size_t vocabulary(const StreamObject *self) {
+    return qwen35_model_vocabulary(((ModelObject *)self->session->model)->model);
+}
+
+double *q35_stream_phase(StreamObject *self) {
+    return self->produced ? &self->decode_s : &self->prefill_s;
+}
+
+void q35_stream_note(StreamObject *self, size_t n) {
+    if (self->started) return;
+    self->prefilled += n;
+    self->started = self->rest.T == 0;
+    self->n_prompt = qwen35_session_position(self->session->session);
+}
+
 /* Appends the prompt, or the last token. 0; -1 with an exception; 1 when the stream ended here. */
 static int feed(StreamObject *self) {
     watch w = {.cancel = &self->cancel, .progress = self->started ? NULL : self->progress};
-    int result = 0;
-    if (!self->started) {
-        size_t before = qwen35_session_position(self->session->session);
-        result = q35_append_watched(self->session, &self->prompt, &w, (qwen35_append_options){0});
-        self->n_prompt = qwen35_session_position(self->session->session);
-        self->prefilled = self->n_prompt - before;
-        self->started = result == 0;
-    } else if (!self->last_is_fed) {
-        npy_intp one[1] = {1};
-        prompt_arrays last = {
-            .ids = (PyArrayObject *)PyArray_SimpleNewFromData(1, one, NPY_INT32, &self->last)};
-        if (!last.ids) return -1;
-        result = q35_append_watched(self->session, &last, &w, (qwen35_append_options){0});
-        q35_prompt_clear(&last);
-        self->last_is_fed = result == 0;
-    }
+    size_t before = qwen35_session_position(self->session->session);
+    int result = q35_append_watched(self->session, &self->rest, &w, (qwen35_append_options){0});
+    if (result == 0) self->rest.T = 0;
+    q35_stream_note(self, qwen35_session_position(self->session->session) - before);
     if (result < 0) return -1;
     if (PyErr_CheckSignals()) return -1;
     if (result > 0 || atomic_load(&self->cancel)) {
@@ -210,22 +193,33 @@ static int feed(StreamObject *self) {
     return 0;
 }
 
-/* The next token of the forced queue, or a draw; -1 when no token is left. */
-static int32_t choose(StreamObject *self, const float *logits, size_t V) {
-    if (self->n_forced) {
-        int32_t id = self->forced[0];
-        memmove(self->forced, self->forced + 1, --self->n_forced * sizeof id);
-        return id;
+int q35_stream_goes_on(StreamObject *self) {
+    if (self->max_tokens == 0) {
+        self->finish = "length";
+        return 0;
     }
+    if (qwen35_session_logits(self->session->session)) return 1;
+    PyErr_SetString(PyExc_ValueError,
+                    "generate: the session holds no logits; append at least one token first");
+    return -1;
+}
+
+int q35_stream_forced(StreamObject *self, int32_t *id) {
+    if (!self->n_forced) return 0;
+    *id = self->forced[0];
+    memmove(self->forced, self->forced + 1, --self->n_forced * sizeof *id);
+    return 1;
+}
+
+qwen35_draw q35_stream_draw(StreamObject *self) {
     int early = (Py_ssize_t)self->produced < self->min_tokens;
     self->sampling.banned = self->stops;
     self->sampling.n_banned = early ? self->n_stops : 0;
-    const qwen35_session *session = self->session->session;
-    int32_t id;
-    Py_BEGIN_ALLOW_THREADS id = qwen35_sample(
-        &self->sampling, logits, V, qwen35_session_ids(session), qwen35_session_position(session),
-        self->n_prompt, qwen35_coin(self->seed, self->produced), self->work);
-    Py_END_ALLOW_THREADS return id;
+    return (qwen35_draw){.session = self->session->session,
+                         .sampling = &self->sampling,
+                         .n_prompt = self->n_prompt,
+                         .coin = qwen35_coin(self->seed, self->produced),
+                         .work = self->work};
 }
 
 static int is_stop(const StreamObject *self, int32_t id) {
@@ -234,8 +228,9 @@ static int is_stop(const StreamObject *self, int32_t id) {
     return 0;
 }
 
-/* (id, logprob | None, [(id, logprob), ...]) */
-static PyObject *token_tuple(const StreamObject *self, const float *logits, size_t V, int32_t id) {
+static PyObject *token_tuple(const StreamObject *self, int32_t id) {
+    const float *logits = qwen35_session_logits(self->session->session);
+    const size_t V = vocabulary(self);
     PyObject *top = PyList_New(0);
     if (!top || self->n_logprobs < 0) return top ? Py_BuildValue("(iON)", id, Py_None, top) : NULL;
     size_t n = (size_t)self->n_logprobs;
@@ -256,31 +251,16 @@ static PyObject *token_tuple(const StreamObject *self, const float *logits, size
     return top ? Py_BuildValue("(idN)", id, qwen35_logprob(logits, V, id), top) : NULL;
 }
 
-static PyObject *advance(StreamObject *self) {
-    size_t V = qwen35_model_vocabulary(((ModelObject *)self->session->model)->model);
-    const qwen35_session *session = self->session->session;
-    if (feed(self)) return NULL;
-    if (self->max_tokens == 0) {
-        self->finish = "length";
-        return NULL;
-    }
-    const float *logits = qwen35_session_logits(session);
-    if (!logits) {
-        PyErr_SetString(PyExc_ValueError,
-                        "generate: the session holds no logits; append at least one token first");
-        return NULL;
-    }
-    int32_t id = choose(self, logits, V);
-    if (id < 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "no token is left to draw at step %zu: logit_bias bans all of them",
-                     self->produced);
-        return NULL;
-    }
-    PyObject *token = token_tuple(self, logits, V, id);
+PyObject *q35_stream_deliver(StreamObject *self, int32_t id) {
+    if (id < 0)
+        return PyErr_Format(PyExc_ValueError,
+                            "no token is left to draw at step %zu: logit_bias bans all of them",
+                            self->produced);
+    PyObject *token = token_tuple(self, id);
     if (!token) return NULL;
+    const qwen35_session *session = self->session->session;
     self->last = id;
-    self->last_is_fed = 0;
+    self->rest = (qwen35_input){.ids = &self->last, .T = 1};
     self->produced++;
     if (is_stop(self, id))
         self->finish = "stop";
@@ -290,6 +270,17 @@ static PyObject *advance(StreamObject *self) {
     return token;
 }
 
+static PyObject *advance(StreamObject *self) {
+    int32_t id;
+    if (feed(self) || q35_stream_goes_on(self) <= 0) return NULL;
+    if (!q35_stream_forced(self, &id)) {
+        qwen35_draw draw = q35_stream_draw(self);
+        Py_BEGIN_ALLOW_THREADS qwen35_draw_one(&draw);
+        Py_END_ALLOW_THREADS id = draw.id;
+    }
+    return q35_stream_deliver(self, id);
+}
+
 static PyObject *stream_next(StreamObject *self) {
     if (self->finish) return NULL;
     if (atomic_load(&self->cancel)) {
@@ -297,9 +288,9 @@ static PyObject *stream_next(StreamObject *self) {
         return NULL;
     }
     if (q35_session_enter(self->session)) return NULL;
-    double start = seconds(), *phase = self->produced ? &self->decode_s : &self->prefill_s;
+    double start = q35_seconds(), *phase = q35_stream_phase(self);
     PyObject *token = advance(self);
-    *phase += seconds() - start;
+    *phase += q35_seconds() - start;
     q35_session_leave(self->session);
     return token;
 }
@@ -316,7 +307,7 @@ static PyObject *stream_cancel(StreamObject *self, PyObject *ignored) {
 PyDoc_STRVAR(force_doc, "force(ids)\n\nThese tokens come next instead of sampled ones.");
 
 static PyObject *stream_force(StreamObject *self, PyObject *sequence) {
-    size_t V = qwen35_model_vocabulary(((ModelObject *)self->session->model)->model), n = 0;
+    size_t V = vocabulary(self), n = 0;
     int32_t *ids = NULL;
     if (parse_ids(sequence, "force: ids", V, &ids, &n)) {
         PyMem_Free(ids);
