@@ -116,6 +116,11 @@ size_t q35_linear_panel_floats(size_t cols, int threads) {
 
 int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
                size_t T, int add, float *panel) {
+    for (size_t p = 0; team->observe && p < n; p++) {
+        const q35_matrix *w = products[p].w;
+        if (team->observe(team->observe_arg, w->data, x, ldx, T, w->cols))
+            atomic_store(&team->cancelled, 1);
+    }
     if (q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens) {
         for (size_t p = 0; p < n; p++)
             if (multiply_with_blas(team, &products[p], x, ldx, T, add, panel)) return 1;

@@ -148,7 +148,8 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         memcpy(s->backup, cache->state, state_bytes);
     else
         team->poll = NULL;
-    int all = options->all_logits || options->logprobs;
+    /* An observer sees the last layer and the head at work on every token. */
+    int all = options->all_logits || options->logprobs || options->observe;
     size_t wanted = all ? T : done + T == total ? 1 : 0;
     int stopped = q35_forward(model, team, cache, s, in, wanted);
     if (!stopped && all)
@@ -178,13 +179,15 @@ int qwen35_session_append(qwen35_session *session, const int32_t *ids, size_t T,
     if (!scratch) return status->code;
     q35_team team;
     q35_team_init(&team, session->model->threads, options->poll, options->arg);
+    team.observe = options->observe;
+    team.observe_arg = options->arg;
     status->code = Q35_OK;
     q35_input in = {ids, 0, options->positions, T, options->n_features ? options->features : NULL};
     for (size_t done = 0; done < T && !status->code;) {
         in.T = T - done < Q35_CHUNK ? T - done : Q35_CHUNK;
         if (append_chunk(session, &team, scratch, &in, done, T, options)) {
-            session->has_logits =
-                done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
+            session->has_logits = done == 0 && session->has_logits && !options->logprobs &&
+                                  !options->all_logits && !options->observe;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }

@@ -23,6 +23,8 @@ void q35_team_init(q35_team *team, int threads, int (*poll)(void *), void *poll_
     team->poll = poll;
     team->poll_arg = poll_arg;
     team->next_poll_s = q35_monotonic_s() + POLL_S;
+    team->observe = NULL;
+    team->observe_arg = NULL;
     atomic_init(&team->cancelled, 0);
 }
 
