@@ -237,9 +237,9 @@ def _model(
         tiled_value_heads=checkpoint.tensors.tiled_value_heads,
     )
     names = [name for name, _ in _core.expected_tensors(geometry)]
-    tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
+    tensors = {name: as_core(checkpoint.tensors.stored(name)) for name in names}
     core = _core.Model(geometry, tensors, threads=int(threads), kv_dtype=kv_dtype)
-    tokenizer: Any = _tokenizer(checkpoint)
+    tokenizer: Any = tokenizer_of(checkpoint)
     return Model(
         checkpoint,
         core,
@@ -252,7 +252,8 @@ def _model(
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+def tokenizer_of(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+    """The checkpoint's tokenizer; a stand-in that refuses text where it has none."""
     from .tokenizer import Tokenizer
 
     config, rows = checkpoint.config, checkpoint.config.text.vocab_size
@@ -311,7 +312,7 @@ class AbsentTokenizer:
         )
 
 
-def _as_core(array: "NDArray[Any] | Blocks") -> Any:
+def as_core(array: "NDArray[Any] | Blocks") -> Any:
     """The core takes bfloat16 as its bits, and blocks as (type, bytes)."""
     if isinstance(array, Blocks):
         return array.type, array.data

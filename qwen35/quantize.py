@@ -130,14 +130,7 @@ def encode(
     out = np.empty((rows, columns // elements * size), np.uint8)
 
     def one(begin: int) -> int:
-        piece = _numbers(matrix, begin, min(rows, begin + each))
-        bad = np.argwhere(~np.isfinite(piece))
-        if len(bad):
-            row, column = map(int, bad[0])
-            raise ValueError(
-                f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite "
-                "number"
-            )
+        piece = finite_rows(matrix, begin, min(rows, begin + each))
         out[begin : begin + each] = _core.encode_blocks(type, piece, importance)
         return piece.size
 
@@ -150,11 +143,19 @@ def encode(
     return Blocks(type, out)
 
 
-def _numbers(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:
-    """Rows begin to end as float32."""
+def finite_rows(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:
+    """Rows begin to end as float32; ValueError for NaN or infinity, naming its place."""
     if isinstance(matrix, Blocks):
-        return Blocks(matrix.type, matrix.data[begin:end]).decode()
-    return np.ascontiguousarray(matrix[begin:end], np.float32)
+        piece = Blocks(matrix.type, matrix.data[begin:end]).decode()
+    else:
+        piece = np.ascontiguousarray(matrix[begin:end], np.float32)
+    bad = np.argwhere(~np.isfinite(piece))
+    if len(bad):
+        row, column = map(int, bad[0])
+        raise ValueError(
+            f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite number"
+        )
+    return piece
 
 
 def block_bytes(type: str, shape: tuple[int, ...]) -> int:
