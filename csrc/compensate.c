@@ -91,30 +91,37 @@ static void move_one(polish *p, size_t i, float by) {
     for (size_t k = 0; k < p->n; k++) p->g[k] -= by * row[k];
 }
 
-/* How far y should move along `along` [count], from element `begin` on, and what that gains: the
-   error falls by 2 t slope - t^2 curve. */
-typedef struct quadratic {
+/* Where y moves along `along` [count], from element `begin` on: by t, the error falls by
+   2 t slope - t^2 curve. */
+typedef struct direction {
+    const float *along;
+    size_t begin, count;
     float slope, curve;
-} quadratic;
+    float product[WINDOW]; /* [count] H along, of these elements */
+} direction;
 
-static quadratic look_along(const polish *p, const float *along, size_t begin, size_t count) {
-    quadratic found = {0, 0};
-    for (size_t i = 0; i < count; i++) {
-        if (along[i] == 0) continue;
-        const float *row = p->h + (begin + i) * p->n + begin;
-        float sum = 0;
-        for (size_t k = 0; k < count; k++) sum += row[k] * along[k];
-        found.slope += along[i] * p->g[begin + i];
-        found.curve += along[i] * sum;
+static void look_along(const polish *p, direction *d) {
+    memset(d->product, 0, d->count * sizeof *d->product);
+    for (size_t i = 0; i < d->count; i++) {
+        const float *row = p->h + (d->begin + i) * p->n + d->begin;
+        for (size_t k = 0; k < d->count; k++) d->product[k] += d->along[i] * row[k];
     }
-    return found;
+    d->slope = d->curve = 0;
+    for (size_t i = 0; i < d->count; i++) {
+        d->slope += d->along[i] * p->g[d->begin + i];
+        d->curve += d->along[i] * d->product[i];
+    }
 }
 
-static int gains(quadratic found, float t) { return 2 * t * found.slope > t * t * found.curve; }
+static int gains(const direction *d, float t) { return 2 * t * d->slope > t * t * d->curve; }
 
-static void move_along(polish *p, const float *along, size_t begin, size_t count, float t) {
-    for (size_t i = 0; i < count; i++)
-        if (along[i] != 0) move_one(p, begin + i, t * along[i]);
+static void move_along(polish *p, const direction *d, float t) {
+    if (d->count < p->n) {
+        for (size_t i = 0; i < d->count; i++)
+            if (d->along[i] != 0) move_one(p, d->begin + i, t * d->along[i]);
+        return;
+    }
+    for (size_t i = 0; i < p->n; i++) p->e[i] -= t * d->along[i], p->g[i] -= t * d->product[i];
 }
 
 static int polish_codes(polish *p, q35_fitted *f, const q35_codec *codec, size_t begin,
@@ -138,11 +145,12 @@ static int polish_codes(polish *p, q35_fitted *f, const q35_codec *codec, size_t
 /* A multiple by one up or down, where that gains. `along`: what y moves by for one up. */
 static void polish_multiple(polish *p, int8_t *multiple, int least, int most, const float *along,
                             size_t begin, size_t count) {
-    const quadratic found = look_along(p, along, begin, count);
-    const int step = found.slope > 0 ? 1 : -1, next = *multiple + step;
-    if (next < least || next > most || !gains(found, (float)step)) return;
+    direction d = {.along = along, .begin = begin, .count = count};
+    look_along(p, &d);
+    const int step = d.slope > 0 ? 1 : -1, next = *multiple + step;
+    if (next < least || next > most || !gains(&d, (float)step)) return;
     *multiple = (int8_t)next;
-    move_along(p, along, begin, count, (float)step);
+    move_along(p, &d, (float)step);
 }
 
 static void polish_parts(polish *p, q35_fitted *f, const q35_codec *codec, size_t begin,
@@ -162,12 +170,13 @@ static void polish_parts(polish *p, q35_fitted *f, const q35_codec *codec, size_
 /* An f16 to where the error is least. `along`: what y moves by where it grows by 1. */
 static void polish_half(polish *p, float *scale, int signed_, const float *along, size_t begin,
                         size_t count) {
-    const quadratic found = look_along(p, along, begin, count);
-    if (!(found.curve > 0)) return;
-    const float wanted = *scale + found.slope / found.curve;
+    direction d = {.along = along, .begin = begin, .count = count};
+    look_along(p, &d);
+    if (!(d.curve > 0)) return;
+    const float wanted = *scale + d.slope / d.curve;
     const float next = !signed_ && wanted < 0 ? 0 : half_near(wanted);
-    if (next == *scale || !gains(found, next - *scale)) return;
-    move_along(p, along, begin, count, next - *scale);
+    if (next == *scale || !gains(&d, next - *scale)) return;
+    move_along(p, &d, next - *scale);
     *scale = next;
 }
 
@@ -194,7 +203,7 @@ int q35_polish_window(q35_fitted *fitted, float *error, float *gradient, q35_dty
             q35_fitted *f = fitted + b / elements;
             moved += polish_codes(&p, f, codec, b, elements);
             if (codec->parts > 1) polish_parts(&p, f, codec, b, elements);
-            polish_scales(&p, f, codec, b, elements);
+            if (sweep == 0) polish_scales(&p, f, codec, b, elements);
         }
         if (!moved) break;
     }

@@ -62,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads {args.threads}: expected at least 1")
     if args.calibrate is not None and args.imatrix is not None:
-        raise ValueError(
-            "--imatrix and --calibrate: expected one of them; --calibrate measures anew"
-        )
+        raise ValueError("--imatrix and --calibrate: expected one of them, not both")
     if args.special and args.calibrate is None:
         raise ValueError("--special: belongs to --calibrate TEXT")
     text = (

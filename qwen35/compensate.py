@@ -23,7 +23,7 @@ WINDOW = 256  # columns that csrc/compensate.c takes at once
 PIECE = 1 << 22  # elements of the rows fitted at a time
 TASK = 1 << 15  # elements of one task: some 10 ms, so that Ctrl-C is not kept waiting
 # Off H's diagonal this share is taken away: what a text shows of how columns go together is part
-# chance, and part its own. Of 0.1, 0.3 and plain damping by 0.01 to 1, 0.3 was best on held-out text.
+# chance, and part its own. Best on held-out text of 0.1, 0.3, and larger FLOORs of 0.03 to 1.
 SHRINKAGE = 0.3
 FLOOR = 0.01  # of the mean of H's diagonal, added to it: columns the text never used are not free
 ROUNDS, SWEEPS = 3, 2  # of polishing all windows; of each window in a round
@@ -144,7 +144,7 @@ class _Rows:
     def _on_all(
         self, task: Callable[..., None], at: slice, a: Array, b: Array | None, rest: tuple[Any, ...]
     ) -> None:
-        """task(type, fitted, error, a, b, *rest) of a window, for all rows; b where there is one."""
+        """task(type, fitted, error, a, b, *rest) of a window, for all rows; b may be left out."""
         place = slice(at.start // self.elements * self.size, at.stop // self.elements * self.size)
 
         def one(begin: int) -> None:

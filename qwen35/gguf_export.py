@@ -93,7 +93,7 @@ def export(
         raise ValueError(f"{path}: expected a name that ends in .gguf")
     refuse_existing(path, overwrite)
     if imatrix is not None and calibrate is not None:
-        raise ValueError("imatrix and calibrate: expected one of them; calibrate measures anew")
+        raise ValueError("imatrix and calibrate: expected one of them, not both")
     importance = {} if imatrix is None else read_imatrix(imatrix)
     ids = None if calibrate is None else token_ids(checkpoint, calibrate, special=special)
     text = _text_file(
