@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .allocate import Choice, allocate
-from .blocks import Blocks, formats
+from .blocks import Blocks
 from .calibrate import Moments, collect, cuts, input_of, windows
 from .checkpoint import Checkpoint
 from .compensate import Factor, factors_of, fit, squared_error
@@ -40,9 +40,9 @@ Matrix = NDArray[Any] | Blocks
 class Calibrated:
     """Decides and encodes the matrices of one file.
 
-    recipe_types: of the matrices to encode, by checkpoint name, as the recipe has them. matrix:
-    gives one as the file will have it. orders: of the columns of those whose columns the file has
-    in another order than the model reads them.
+    recipe_types: of the matrices to encode, by checkpoint name, as the recipe has them. budget:
+    bytes for all of them, drafts included. matrix: gives one as the file will have it. orders: of
+    the columns of those whose columns the file has in another order than the model reads them.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Calibrated:
         recipe_types: Mapping[str, str],
         ids: NDArray[np.int32],
         *,
+        budget: int,
         matrix: Callable[[str], Matrix],
         orders: Mapping[str, NDArray[np.intp]],
         threads: int,
@@ -62,6 +63,10 @@ class Calibrated:
         self._text = windows(ids)
         self._recipe_types = {n: t for n, t in recipe_types.items() if not n.startswith("mtp.")}
         spans = {name: checkpoint.tensors.span(name) for name in self._recipe_types}
+        drafts = set(recipe_types) - set(self._recipe_types)  # the text never runs them
+        self._budget = budget - sum(
+            block_bytes(recipe_types[name], checkpoint.tensors.span(name).shape) for name in drafts
+        )
         self._shapes: dict[str, tuple[int, ...]] = {n: tuple(s.shape) for n, s in spans.items()}
         self._core = self._model({})
         self._groups = _groups(self._fitted_names(), self._shapes)
@@ -71,7 +76,7 @@ class Calibrated:
         self._fixed = known.base == known.head
 
     def types(self) -> dict[str, str]:
-        """The type of every matrix; in bytes no more than the recipe's."""
+        """The type of every matrix, within the budget."""
         if self._fixed:
             return dict(self._recipe_types)
         costs = self._costs()
@@ -82,8 +87,7 @@ class Calibrated:
             ]
             for name, found in costs.items()
         }
-        budget = sum(block_bytes(t, self._shapes[n]) for n, t in self._recipe_types.items())
-        return allocate(choices, budget)
+        return allocate(choices, self._budget)
 
     def encode(
         self, name: str, matrix: Matrix, type: str, *, done: Callable[[int], None] | None = None
@@ -147,20 +151,20 @@ class Calibrated:
 
     def _costs(self) -> dict[str, dict[str, float]]:
         """Of every matrix, by type: nats of KL."""
-        left, coarse = {}, {}
+        left, plain = {}, {}
         report = self._stage("try types")
         for number, name in enumerate(self._recipe_types):
-            left[name], coarse[name] = self._tried(name)
+            left[name], plain[name] = self._tried(name)
             if report is not None:
                 report(number + 1, len(self._recipe_types))
-        price = self._prices(coarse)
+        price = self._prices(plain)
         return {n: {t: price[n] * error for t, error in found.items()} for n, found in left.items()}
 
     def _tried(self, name: str) -> tuple[dict[str, float], float]:
-        """The squared error that each type would leave, and that of the coarse blocks that
-        `_prices` measures with; both from some rows.
+        """The squared error that each type would leave once fitted, and that of the recipe's type
+        as it is; both from some rows.
         """
-        matrix, (rows, columns) = self._matrix(name), self._shapes[name]
+        matrix, rows = self._matrix(name), self._shapes[name][0]
         count = min(ROWS, rows)
         each = [finite_rows(matrix, r * rows // count, r * rows // count + 1) for r in range(count)]
         some, scale = np.concatenate(each), rows / count
@@ -173,7 +177,7 @@ class Calibrated:
             return scale * squared_error(found, moments)
 
         options: dict[str, Any] = {"threads": self._threads}
-        coarse = error(encode(some, _coarse(columns), **options))
+        plain = error(encode(some, self._recipe_types[name], **options))
         if moments is None:
             tried = {t: error(encode(some, t, **options)) for t in self._candidates(name)}
         else:
@@ -181,7 +185,7 @@ class Calibrated:
             tried = {
                 t: error(fit(some, t, factors, rounds=1, **options)) for t in self._candidates(name)
             }
-        return tried, coarse
+        return tried, plain
 
     def _candidates(self, name: str) -> Sequence[str]:
         ladder = LONG_ROWS if self._shapes[name][1] % 256 == 0 else SHORT_ROWS
@@ -189,28 +193,25 @@ class Calibrated:
         at = ladder.index(own) if own in ladder else 0
         return ladder[max(0, at - COARSER) :]
 
-    def _prices(self, coarse: Mapping[str, float]) -> dict[str, float]:
-        """Nats of KL for a unit of squared error, of each matrix."""
+    def _prices(self, plain: Mapping[str, float]) -> dict[str, float]:
+        """Nats of KL for a unit of squared error, of each matrix: measured with blocks of the
+        recipe's type, which leave the errors `plain`.
+        """
         text = chosen_windows(self._text, self._checkpoint.config.text.vocab_size)
         sensitivity = Sensitivity(self._model, text)
-        report, found = self._stage("weigh matrices"), buckets(list(coarse))
+        report, found = self._stage("weigh matrices"), buckets(list(plain))
         prices = {}
         for number, bucket in enumerate(found):
             stored = {name: self._checkpoint.tensors.stored(name) for name in bucket}
             replaced = {
-                name: encode(matrix, _coarse(matrix.shape[1]), threads=self._threads)
+                name: encode(matrix, self._recipe_types[name], threads=self._threads)
                 for name, matrix in stored.items()
             }
-            price = sensitivity.kl(replaced) / max(sum(coarse[n] for n in bucket), 1e-30)
+            price = sensitivity.kl(replaced) / max(sum(plain[n] for n in bucket), 1e-30)
             prices |= dict.fromkeys(bucket, price)
             if report is not None:
                 report(number + 1, len(found))
         return prices
-
-
-def _coarse(columns: int) -> str:
-    """The type that matrices are weighed with."""
-    return "q4_k" if columns % formats()["q4_k"][1] == 0 else "q4_0"
 
 
 def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[set[str]]:

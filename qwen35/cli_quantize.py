@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .cli import add_traceback
 
-MAX_TEXT = 1 << 28  # bytes of a calibration text
+MAX_TEXT = 1 << 26  # bytes of a calibration text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

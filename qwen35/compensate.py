@@ -3,7 +3,8 @@
 rows of W, H = mean of a a^T over its inputs (calibrate.py) -> columns in order, each rounded after
 the errors before it were fed to it -> every code and scale moved to where e^T H e is least, again
 and again -> block bytes. What is done inside a window of 256 columns is csrc/compensate.c, which
-has the formulae; here are the factors of H and the products between windows. Rows are independent.
+has the formulae; here are the factors of H and the products between windows, which are NumPy's and
+use as many threads as its BLAS does. Rows are independent.
 """
 
 from __future__ import annotations
@@ -85,15 +86,16 @@ def fit(
     from .quantize import finite_rows
 
     rows, columns = matrix.shape
+    _, elements, size, _ = formats()[type]
     each = max(1, PIECE // columns)
-    parts = []
+    out = np.empty((rows, columns // elements * size), np.uint8)
     with ThreadPoolExecutor(threads) as pool:
         for begin in range(0, rows, each):
             piece = finite_rows(matrix, begin, min(rows, begin + each))
-            parts.append(_Rows(piece, type, pool).fitted_to(factors, rounds))
+            out[begin : begin + each] = _Rows(piece, type, pool).fitted_to(factors, rounds)
             if done is not None:
                 done(min(rows, begin + each) * columns)
-    return Blocks(type, np.concatenate(parts))
+    return Blocks(type, out)
 
 
 class _Rows:

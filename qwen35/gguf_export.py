@@ -33,7 +33,7 @@ from .imatrix import Importance, importance_of, read_imatrix
 from .json_file import shown
 from .load_progress import Report as StagedReport
 from .machine import default_threads
-from .quantize import RECIPES, encode, plan
+from .quantize import RECIPES, budget_bytes, encode, plan
 
 KEEP = "keep"  # the recipe that quantizes nothing
 VISUAL = "model.visual."
@@ -178,8 +178,8 @@ def _text_file(
     text, tensors = checkpoint.config.text, checkpoint.tensors
     names = _text_names(checkpoint, mtp)
     types: dict[str, str] = {}
+    options = {"layers": text.num_hidden_layers, "tied": text.tie_word_embeddings}
     if recipe != KEEP:
-        options = {"layers": text.num_hidden_layers, "tied": text.tie_word_embeddings}
         types = {n: t for n, t in plan(tensors, recipe, **options) if n in names}
     calibrated = None
     if ids is not None and types:
@@ -190,6 +190,7 @@ def _text_file(
             recipe,
             types,
             ids,
+            budget=budget_bytes(types, tensors, recipe, **options),
             matrix=functools.partial(_matrix, checkpoint),
             orders=_column_orders(checkpoint, types),
             threads=threads,

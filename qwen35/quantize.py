@@ -7,7 +7,7 @@ exponentiated, are q8_0 in every recipe. Vectors, convolutions and the vision to
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from .errors import UnsupportedModelError
 
 PIECE = 1 << 21  # elements encoded by one task
 GATES = ("in_proj_a.weight", "in_proj_b.weight")
+LEAN = (*GATES, "v_proj.weight", "in_proj_qkv.weight")  # where llama.cpp gives fewer bits
 # What a row that is no multiple of 256 becomes instead.
 SHORT_ROWS = {
     "q2_k": "q4_0",
@@ -72,10 +73,19 @@ def check_recipe(name: Any) -> str:
     return found
 
 
-def type_for(recipe: str, name: str, shape: tuple[int, ...], *, layers: int, tied: bool) -> str:
+def type_for(
+    recipe: str,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    layers: int,
+    tied: bool,
+    lean: bool = False,
+) -> str:
     """The type of the tensor `name` under a recipe; "" where it stays as it is stored.
 
-    layers: of the text model. tied: the embedding is the head.
+    layers: of the text model. tied: the embedding is the head. lean: as llama.cpp's Q4_K_M and
+    Q5_K_M have it, with fewer bits for gates and for most layers' values.
     """
     known, own = RECIPES[recipe], ""
     if len(shape) != 2 or name.startswith("model.visual.") or not name.endswith(".weight"):
@@ -84,6 +94,9 @@ def type_for(recipe: str, name: str, shape: tuple[int, ...], *, layers: int, tie
     layer = int(part) if part.isdecimal() else -1
     if name == "lm_head.weight" or (tied and name.endswith("embed_tokens.weight")):
         own = known.head
+    elif lean and name.endswith(LEAN):
+        values = not name.endswith(GATES) and _counts_more(layer, layers)
+        own = known.fine if values else known.base
     elif name.endswith(GATES):
         own = "q8_0"
     elif name.endswith("v_proj.weight"):
@@ -173,3 +186,15 @@ def plan(tensors: Any, recipe: str, *, layers: int, tied: bool) -> Iterator[tupl
         type = type_for(recipe, name, span.shape, layers=layers, tied=tied)
         if type and block_bytes(type, span.shape) < span.nbytes:
             yield name, type
+
+
+def budget_bytes(types: Mapping[str, str], tensors: Any, recipe: str, **options: Any) -> int:
+    """Bytes that the matrices in `types` may take together: those of these types, or those that
+    llama.cpp's mixture of the name takes, where that is less. options: layers and tied.
+    """
+    own = lean = 0
+    for name, type in types.items():
+        shape = tensors.span(name).shape
+        own += block_bytes(type, shape)
+        lean += block_bytes(type_for(recipe, name, shape, lean=True, **options), shape)
+    return min(own, lean)

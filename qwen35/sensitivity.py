@@ -1,6 +1,6 @@
 """What an error of each matrix costs, in nats of KL on a text: measured, not derived.
 
-A matrix is replaced by coarse blocks of itself, and the model is asked what that did to its
+A matrix is replaced by blocks of itself, and the model is asked what that did to its
 distributions. The KL of small errors is a quadratic form of them, so it grows in proportion to the
 squared error of the matrix's products (compensate.squared_error); the ratio is what counts here.
 In large models neighbouring layers share one measurement for each kind of matrix.

@@ -57,7 +57,7 @@ def loss_of_products(path: Path, source: Path) -> float:
         return float(np.square(got.logits(IDS[:200]) - want.logits(IDS[:200])).mean())
 
 
-@pytest.mark.parametrize("recipe", ["q4_k_m", "q3_k_m", "q5_k_m"])
+@pytest.mark.parametrize("recipe", ["q3_k_m", "q4_k_m"])
 def test_never_more_bytes_than_the_recipe(wide: Path, tmp_path: Path, recipe: str) -> None:
     plain = made(wide, tmp_path / "plain.gguf", recipe)
     found = made(wide, tmp_path / "calibrated.gguf", recipe, calibrate=IDS)
