@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 4096  # columns of a block of H at most
 CONTEXT = 512  # tokens of a window
 MIN_TOKENS = 1024
-MAX_TOKENS = 32768  # read of a longer text: windows spread over all of it
+MAX_TOKENS = 16384  # read of a longer text by default: windows spread over all of it
 # Which matrix stands for those that read the same vectors.
 SAME_INPUT = {
     "linear_attn.in_proj_z.weight": "linear_attn.in_proj_qkv.weight",
@@ -102,8 +102,12 @@ def token_ids(
 
 def windows(ids: NDArray[np.int32], limit: int = MAX_TOKENS) -> list[NDArray[np.int32]]:
     """The text cut into windows; of a longer one than `limit` tokens, as many windows spread evenly
-    over it. ValueError for a text that is too short.
+    over it. ValueError for a text, or a limit, that is too small.
     """
+    if limit < MIN_TOKENS:
+        raise ValueError(
+            f"{limit:,} tokens of the calibration text: expected at least {MIN_TOKENS:,}"
+        )
     if len(ids) < MIN_TOKENS:
         raise ValueError(
             f"calibration text: {len(ids):,} tokens, expected at least {MIN_TOKENS:,}; some pages "

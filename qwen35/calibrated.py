@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .allocate import Choice, allocate
 from .blocks import Blocks
-from .calibrate import Moments, collect, cuts, input_of, windows
+from .calibrate import Moments, collect, cuts, input_of
 from .checkpoint import Checkpoint
 from .compensate import Factor, factors_of, fit, squared_error
 from .load_progress import Report
@@ -40,9 +40,11 @@ Matrix = NDArray[Any] | Blocks
 class Calibrated:
     """Decides and encodes the matrices of one file.
 
-    recipe_types: of the matrices to encode, by checkpoint name, as the recipe has them. budget:
-    bytes for all of them, drafts included. matrix: gives one as the file will have it. orders: of
-    the columns of those whose columns the file has in another order than the model reads them.
+    text: windows of tokens (calibrate.windows). recipe_types: of the matrices to encode, by
+    checkpoint name, as the recipe has them and in the order in which `encode` will be called:
+    moments are held for a few layers at a time. budget: bytes for all of them, drafts included.
+    matrix: gives one as the file will have it. orders: of the columns of those whose columns the
+    file has in another order than the model reads them.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Calibrated:
         checkpoint: Checkpoint,
         recipe: str,
         recipe_types: Mapping[str, str],
-        ids: NDArray[np.int32],
+        text: Sequence[NDArray[np.int32]],
         *,
         budget: int,
         matrix: Callable[[str], Matrix],
@@ -60,7 +62,7 @@ class Calibrated:
     ) -> None:
         self._checkpoint, self._matrix, self._orders = checkpoint, matrix, orders
         self._threads, self._report = threads, report
-        self._text = windows(ids)
+        self._text = text
         self._recipe_types = {n: t for n, t in recipe_types.items() if not n.startswith("mtp.")}
         spans = {name: checkpoint.tensors.span(name) for name in self._recipe_types}
         drafts = set(recipe_types) - set(self._recipe_types)  # the text never runs them

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--special", action="store_true", help="TEXT spells out special tokens, <|im_start|> ..."
     )
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="of TEXT that are read at most (16384)"
+    )
     parser.add_argument("--no-vision", action="store_true", help="write no mmproj file beside DST")
     parser.add_argument("--no-mtp", action="store_true", help="leave the draft layer out")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and say what became of the size."""
+    from .calibrate import MAX_TOKENS
     from .checkpoint import open_checkpoint
     from .gguf_export import check_target_recipe, export
     from .gguf_write import refuse_existing
@@ -63,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threads {args.threads}: expected at least 1")
     if args.calibrate is not None and args.imatrix is not None:
         raise ValueError("--imatrix and --calibrate: expected one of them, not both")
-    if args.special and args.calibrate is None:
-        raise ValueError("--special: belongs to --calibrate TEXT")
+    if args.calibrate is None and (args.special or args.tokens is not None):
+        raise ValueError("--special and --tokens: belong to --calibrate TEXT")
     text = (
         None if args.calibrate is None else read_text(args.calibrate.expanduser(), limit=MAX_TEXT)
     )
@@ -81,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
                 imatrix=args.imatrix,
                 calibrate=text,
                 special=args.special,
+                tokens=MAX_TOKENS if args.tokens is None else args.tokens,
                 overwrite=args.overwrite,
                 threads=args.threads or default_threads(),
                 report=report,

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Blocks, stored_type
-from .calibrate import token_ids
+from .calibrate import MAX_TOKENS, token_ids
+from .calibrate import windows as cut
 from .checkpoint import Checkpoint, mtp_tensors
 from .errors import ModelFormatError, UnsupportedModelError
 from .gguf_checkpoint import GgufTensors
@@ -74,6 +75,7 @@ def export(
     imatrix: Path | None = None,
     calibrate: str | Sequence[int] | NDArray[np.integer[Any]] | None = None,
     special: bool = False,
+    tokens: int = MAX_TOKENS,
     overwrite: bool = False,
     threads: int | None = None,
     report: StagedReport | None = None,
@@ -83,7 +85,7 @@ def export(
 
     calibrate: a text like those the model is for, or its token ids; the recipe's bytes go where
     they count on it, and blocks are fitted to it (calibrated.py). Instead of imatrix. special: it
-    spells out special tokens, as a text of chats does.
+    spells out special tokens, as a text of chats does. tokens: of it that are read at most.
 
     Raises FileExistsError, OSError (disk), ModelFormatError (NaN or infinity, an imatrix of another
     model), UnsupportedModelError for what GGUF has no way to say.
@@ -95,13 +97,15 @@ def export(
     if imatrix is not None and calibrate is not None:
         raise ValueError("imatrix and calibrate: expected one of them, not both")
     importance = {} if imatrix is None else read_imatrix(imatrix)
-    ids = None if calibrate is None else token_ids(checkpoint, calibrate, special=special)
+    windows = None
+    if calibrate is not None:
+        windows = cut(token_ids(checkpoint, calibrate, special=special), limit=tokens)
     text = _text_file(
         checkpoint,
         recipe,
         mtp=mtp,
         importance=importance,
-        ids=ids,
+        windows=windows,
         threads=threads or default_threads(),
         report=report,
     )
@@ -171,7 +175,7 @@ def _text_file(
     *,
     mtp: bool,
     importance: Importance,
-    ids: NDArray[np.int32] | None,
+    windows: list[NDArray[np.int32]] | None,
     threads: int,
     report: StagedReport | None,
 ) -> _File:
@@ -180,16 +184,17 @@ def _text_file(
     types: dict[str, str] = {}
     options = {"layers": text.num_hidden_layers, "tied": text.tie_word_embeddings}
     if recipe != KEEP:
-        types = {n: t for n, t in plan(tensors, recipe, **options) if n in names}
+        planned = dict(plan(tensors, recipe, **options))
+        types = {name: planned[name] for name in names if name in planned}
     calibrated = None
-    if ids is not None and types:
+    if windows is not None and types:
         from .calibrated import Calibrated
 
         calibrated = Calibrated(
             checkpoint,
             recipe,
             types,
-            ids,
+            windows,
             budget=budget_bytes(types, tensors, recipe, **options),
             matrix=functools.partial(_matrix, checkpoint),
             orders=_column_orders(checkpoint, types),

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import qwen35
-from qwen35 import cli, fidelity
+from qwen35 import calibrated, cli, fidelity
 from qwen35.checkpoint import open_checkpoint
 from qwen35.gguf_export import export
 from qwen35.gguf_file import GgufFile
@@ -97,7 +97,16 @@ def test_moments_in_groups_give_the_same_file(
     """Where not all moments are held at once, the text is read again for the next layers."""
     whole = made(wide, tmp_path / "a.gguf", calibrate=IDS)
     monkeypatch.setattr("qwen35.calibrated.MEMORY", 3 << 20)
-    stages: list[str] = []
+    groups, stages = 0, []
+    plain = calibrated._groups
+
+    def grouped(*args: Any) -> Any:
+        nonlocal groups
+        found = plain(*args)
+        groups = len(found)
+        return found
+
+    monkeypatch.setattr("qwen35.calibrated._groups", grouped)
 
     def report(done: int, total: int, stage: str) -> None:
         assert 0 <= done <= total
@@ -105,7 +114,8 @@ def test_moments_in_groups_give_the_same_file(
             stages.append(stage)
 
     assert made(wide, tmp_path / "b.gguf", calibrate=IDS, report=report) == whole
-    assert stages.count("calibrate") > 3
+    assert groups > 2
+    assert stages.count("calibrate") == 2 * groups  # once to choose types, once to fit
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -148,6 +158,11 @@ def test_texts_that_are_too_short(wide: Path, tmp_path: Path, text: Any, said: s
     assert not list(tmp_path.iterdir())
 
 
+def test_too_few_tokens_are_wanted(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1,000 tokens of the calibration text: expected at least"):
+        made(wide, tmp_path / "x.gguf", calibrate=IDS, tokens=1000)
+
+
 def test_not_both(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="imatrix and calibrate: expected one of them"):
         made(wide, tmp_path / "x.gguf", calibrate=IDS, imatrix=tmp_path / "y.gguf")
@@ -171,7 +186,7 @@ def test_command(wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     text, target = tmp_path / "text.txt", tmp_path / "x.gguf"
     text.write_text("The hen is in the hall on the line. <|im_end|>\n" * 40, encoding="utf-8")
     command = ["quantize", str(wide), str(target), "--calibrate", str(text), "--threads", "1"]
-    assert cli.main([*command, "--special"]) == 0
+    assert cli.main([*command, "--special", "--tokens", "1024"]) == 0
     assert "bits per weight" in capsys.readouterr().out
     with qwen35.load(target) as model:
         assert np.isfinite(model.logits(IDS[:20])).all()
@@ -199,4 +214,4 @@ def test_command_about_special_tokens(
     wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["quantize", str(wide), str(tmp_path / "x.gguf"), "--special"]) != 0
-    assert "--special: belongs to --calibrate TEXT" in capsys.readouterr().err
+    assert "--special and --tokens: belong to --calibrate TEXT" in capsys.readouterr().err
