@@ -27,7 +27,7 @@ TASK = 1 << 15  # elements of one task: some 10 ms, so that Ctrl-C is not kept w
 # chance, and part its own. Best on held-out text of 0.1, 0.3, and larger FLOORs of 0.03 to 1.
 SHRINKAGE = 0.3
 FLOOR = 0.01  # of the mean of H's diagonal, added to it: columns the text never used are not free
-ROUNDS, SWEEPS = 3, 2  # of polishing all windows; of each window in a round
+ROUNDS, SWEEPS = 2, 2  # of polishing all windows; of each window in a round
 
 Array = NDArray[np.float32]
 
