@@ -226,6 +226,11 @@ static int multiply(q35_team *team, job *j) {
 
 int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
                size_t T, int add, float *memory) {
+    for (size_t p = 0; team->observe && p < n; p++) {
+        const q35_matrix *w = products[p].w;
+        if (team->observe(team->observe_arg, w->data, x, ldx, T, w->cols))
+            atomic_store(&team->cancelled, 1);
+    }
     const size_t cols = products[0].w->cols; /* all have the columns of x */
     q35_product rest[MAX_PRODUCTS];
     job j = {.products = rest, .x = x, .ldx = ldx, .T = T, .cols = cols, .add = add};

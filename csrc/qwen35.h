@@ -137,6 +137,9 @@ typedef struct qwen35_append_options {
     int (*poll)(void *arg); /* asked every 20 ms by the calling thread; nonzero cancels */
     int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
     void *arg;
+    /* told of the input x [T, cols] (row stride ldx) of every matrix product; or NULL */
+    int (*observe)(void *arg, const void *weights, const float *x, size_t ldx, size_t T,
+                   size_t cols);
     float *all_logits;    /* [T, V] logits after each token, or NULL */
     float *logprobs;      /* [T] log-probability of each token under what precedes it, or NULL */
     int32_t *most_likely; /* [T] with logprobs: the likeliest token at each place */

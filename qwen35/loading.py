@@ -251,7 +251,7 @@ def _model(
 
     geometry = core_geometry(checkpoint, dtype=dtype, vision=vision)
     names = [name for name, _ in _core.expected_tensors(geometry)]
-    tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
+    tensors = {name: as_core(checkpoint.tensors.stored(name)) for name in names}
     core = _core.Model(
         geometry,
         tensors,
@@ -259,7 +259,7 @@ def _model(
         kv_dtype=kv_dtype,
         progress=lambda done, total: report(done, total, "pack"),
     )
-    tokenizer: Any = _tokenizer(checkpoint)
+    tokenizer: Any = tokenizer_of(checkpoint)
     return Model(
         checkpoint,
         core,
@@ -272,7 +272,8 @@ def _model(
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+def tokenizer_of(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+    """The checkpoint's tokenizer; a stand-in that refuses text where it has none."""
     from .tokenizer import Tokenizer
 
     config, rows = checkpoint.config, checkpoint.config.text.vocab_size
@@ -331,7 +332,7 @@ class AbsentTokenizer:
         )
 
 
-def _as_core(array: "NDArray[Any] | Blocks") -> Any:
+def as_core(array: "NDArray[Any] | Blocks") -> Any:
     """The core takes bfloat16 as its bits, and blocks as (type, bytes, whether a file is mapped
     there).
     """

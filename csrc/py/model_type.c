@@ -253,7 +253,7 @@ PyObject *q35_plan_memory(PyObject *module, PyObject *args, PyObject *kwargs) {
 /* ---- Model ---- */
 
 typedef struct tensor_source {
-    PyObject *mapping, *arrays; /* where to look; where found arrays are kept */
+    PyObject *mapping, *arrays, *names; /* where to look; where arrays, and names, are kept */
 } tensor_source;
 
 static q35_dtype block_type(const char *name) {
@@ -290,8 +290,7 @@ static int blocks_lookup(PyObject *pair, const char *name, qwen35_tensor *tensor
 
 /* Gives C the bytes of one array, or fails with an exception set where the array is not what C can
  * read. */
-static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
-    tensor_source *source = arg;
+static int array_lookup(const tensor_source *source, const char *name, qwen35_tensor *tensor) {
     tensor->mapped = 0;
     PyObject *item = PyMapping_GetItemString(source->mapping, name);
     if (!item) {
@@ -323,6 +322,17 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     tensor->rank = PyArray_NDIM(array);
     for (int i = 0; i < tensor->rank; i++) tensor->shape[i] = (size_t)PyArray_DIM(array, i);
     return 0;
+}
+
+static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
+    const tensor_source *source = arg;
+    if (array_lookup(source, name, tensor)) return 1;
+    PyObject *address = PyLong_FromVoidPtr((void *)tensor->data),
+             *text = PyUnicode_FromString(name);
+    int failed = !address || !text || PyDict_SetItem(source->names, address, text);
+    Py_XDECREF(address);
+    Py_XDECREF(text);
+    return failed;
 }
 
 PyDoc_STRVAR(model_doc,
@@ -361,8 +371,9 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self = (ModelObject *)type->tp_alloc(type, 0);
     if (!self) goto done;
     self->arrays = PyList_New(0);
-    if (!self->arrays) goto fail;
-    tensor_source source = {tensors, self->arrays};
+    self->names = PyDict_New();
+    if (!self->arrays || !self->names) goto fail;
+    tensor_source source = {tensors, self->arrays, self->names};
     qwen35_status status = {0};
     self->model = qwen35_model_new(&g, lookup, &source, threads, kv_dtype, &status);
     if (!self->model && !PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
@@ -379,6 +390,7 @@ done:
 static int model_traverse(ModelObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->arrays);
+    Py_VISIT(self->names);
     return 0;
 }
 
@@ -389,6 +401,7 @@ static void model_dealloc(ModelObject *self) {
     PyObject_GC_UnTrack(self);
     qwen35_model_free(self->model);
     Py_XDECREF(self->arrays);
+    Py_XDECREF(self->names);
     type->tp_free(self);
     Py_DECREF(type);
 }
