@@ -82,6 +82,13 @@ class Model:
     ) -> None: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def laid_out(self) -> list[str]:
+        """Names of the matrices whose blocks the core has a copy of and let go of."""
+
+    def read(self, name: str) -> NDArray[np.float32] | None:
+        """The numbers of one of those; None for any other."""
+
     def memory(self) -> dict[str, int]:
         """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (of
         one session), scratch.

@@ -5,6 +5,7 @@ stay in the mapped files as stored; only quantize= and dtype="bfloat16" copy, an
 are stored in another type.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Blocks
+from .blocks import Blocks, PackedBlocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import Config
 from .errors import ModelFormatError
@@ -259,6 +260,11 @@ def _model(
         kv_dtype=kv_dtype,
         progress=lambda done, total: report(done, total, "pack"),
     )
+    del tensors
+    for name in core.laid_out:  # made in memory, and now twice there
+        blocks: Any = checkpoint.tensors.stored(name)
+        read: Any = functools.partial(core.read, name)
+        checkpoint.tensors.replace(name, PackedBlocks(blocks, read))
     tokenizer: Any = tokenizer_of(checkpoint)
     return Model(
         checkpoint,

@@ -63,6 +63,18 @@ int q35_watch_progress(void *arg, size_t done, size_t total);
 /* int32 [T], a copy of its own. */
 PyArrayObject *q35_ids_array(PyObject *object);
 
+/* What the struct only points to; released with q35_geometry_clear. */
+typedef struct geometry_owner {
+    uint8_t *kinds;
+    PyArrayObject *inv_freq;
+    qwen35_vision_geometry vision;
+    PyArrayObject *vision_inv_freq, *deep;
+} geometry_owner;
+
+/* -1 with an exception; the owner must be cleared in any case, after the struct's last use. */
+int q35_geometry_parse(PyObject *dict, qwen35_geometry *geometry, geometry_owner *owner);
+void q35_geometry_clear(geometry_owner *owner);
+
 /* What a call appends: own copies of ids [T] and positions [3, T] (or NULL), so that other threads
    may do what they like, and features [n, feature_floats] (or NULL). */
 typedef struct prompt_arrays {
