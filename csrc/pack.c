@@ -59,6 +59,16 @@ static void put_codes(uint8_t *x, const uint8_t *stored, q35_packing p, size_t r
     }
 }
 
+/* An f16, as it was: a damaged file's infinity and NaN too. */
+static void put_scale(uint8_t *x, float value) {
+    if (value - value == 0) {
+        put_half(x, value);
+        return;
+    }
+    x[0] = 0;
+    x[1] = value != value ? 0x7e : value > 0 ? 0x7c : 0xfc;
+}
+
 /* A row of a record, from its block; of the rows that a matrix does not have from none. */
 static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const uint8_t *block,
                     size_t row) {
@@ -67,8 +77,8 @@ static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const
     uint8_t stored[256];
     if (block) q35_split(&parts, dtype, block);
     stored_codes(stored, &parts, p, r->columns);
-    put_half(record + 2 * row, parts.d);
-    if (p.mins) put_half(record + r->dmin + 2 * row, parts.dmin);
+    put_scale(record + 2 * row, parts.d);
+    if (p.mins) put_scale(record + r->dmin + 2 * row, parts.dmin);
     for (size_t g = 0; p.scaled && g < r->columns / p.group; g++) {
         size_t part = g * p.group / Q35_PART;
         record[r->scales + g * Q35_PANEL + row] = (uint8_t)parts.scale[part];
