@@ -1,4 +1,5 @@
-/* cpu.c: processor features, as the compiler's run-time library reads them (CPUID and XGETBV). */
+/* cpu.c: processor features, as the compiler's run-time library reads them (CPUID and XGETBV), or
+ * as the system tells them (ARM). */
 #include "cpu.h"
 
 #include <string.h>
@@ -10,6 +11,11 @@ static int has_f16c(void) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+#define ASIMD (1ul << 1) /* HWCAP_ of asm/hwcap.h, which is the kernel's */
+#define ASIMDDP (1ul << 20)
 #endif
 
 void q35_cpu_detect(q35_cpu *cpu) {
@@ -22,5 +28,11 @@ void q35_cpu_detect(q35_cpu *cpu) {
                   __builtin_cpu_supports("avx512dq");
     cpu->avx512vnni = cpu->avx512 && __builtin_cpu_supports("avx512vnni");
     cpu->avx512bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");
+#elif defined(__aarch64__) && defined(__linux__)
+    unsigned long features = getauxval(AT_HWCAP);
+    cpu->neon = (features & ASIMD) != 0;
+    cpu->dotprod = (features & ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    cpu->neon = cpu->dotprod = 1; /* every Mac with such a processor has both */
 #endif
 }

@@ -359,5 +359,7 @@ size_t qwen35_cpu_features(const char *names[QWEN35_MAX_FEATURES]) {
     if (cpu.avx512) names[n++] = "avx512";
     if (cpu.avx512vnni) names[n++] = "avx512vnni";
     if (cpu.avx512bf16) names[n++] = "avx512bf16";
+    if (cpu.neon) names[n++] = "neon";
+    if (cpu.dotprod) names[n++] = "dotprod";
     return n;
 }

@@ -166,12 +166,13 @@ INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
 #define PANEL(op) op##_avx2
 #define PANEL_TOKENS 4 /* 4 x 2 sums, the rows' bytes and a token's; numbers of f32 in memory */
 #define PANEL_FIX 0
+#define PANEL_SIGNED 0
 #define Q_BIAS 0
 #define W even_odd
 #define X even_odd
 #define codes4(v) split_bytes(v)
 #define token4(p) split_bytes(ipair(p))
-#define idot4 dot_bytes
+#define idot4(acc, w, x, low) dot_bytes(acc, w, x)
 #define usigned4 ipair
 #define udot4 dot_unsigned
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {

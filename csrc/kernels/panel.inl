@@ -4,6 +4,7 @@
  *   PANEL(op)                 its own name of a function
  *   PANEL_TOKENS              tokens of a register tile: 8 or 4
  *   PANEL_FIX                 whether integer sums start from panel->fix
+ *   PANEL_SIGNED              whether udot4 takes both factors signed
  *   I, izero, iload, istore   vector of LANES int32, or of LANES times four bytes
  *   iset, iset8, isub8, itof  from one int32, from one byte; difference of bytes; int32 as f32
  *   iadd, ishl8               sums of int32; 256 times them
@@ -13,10 +14,11 @@
  *   ilevels(v)                q35_iq4_levels of bytes 0 to 15
  *   W, codes4(v)              signed bytes of LANES rows, ready to be multiplied
  *   X, token4(p)              four bytes of a token, in all lanes
- *   idot4(acc, w, x)          acc + sum of four products, exact
+ *   idot4(acc, w, x, low)     acc + sum of four products, exact; low: x may hold -128
  *   and for a single token, whose codes are not negative:
  *   usigned4(p)               four bytes of a token without the bias, in all lanes
- *   udot4(acc, w, x, bits)    as idot4, w unsigned of so many bits, x signed */
+ *   udot4(acc, w, x, bits)    as idot4, w unsigned of so many bits (PANEL_SIGNED: signed where it
+ *                             has 8), x signed */
 
 #define PARTS (Q35_PANEL / LANES)
 
@@ -50,13 +52,14 @@ ALWAYS V PANEL(add_group)(V sum, I acc, V scale, float token_scale) {
 
 /* acc + products of the bytes of T tokens and 16 rows, in `steps` of four columns */
 ALWAYS void PANEL(panel_steps)(I acc[PANEL_TOKENS][PARTS], const int8_t *codes, const uint8_t *q,
-                               size_t columns, const int steps, const int T) {
+                               size_t columns, const int steps, const int low, const int T) {
+    (void)low; /* not every idot4 asks */
     for (int j = 0; j < steps; j++) {
         W w[PARTS];
         for (int c = 0; c < PARTS; c++) w[c] = codes4(iload(codes + (j * PARTS + c) * 4 * LANES));
         for (int t = 0; t < T; t++) {
             X x = token4(q + (size_t)t * columns + 4 * j);
-            for (int c = 0; c < PARTS; c++) acc[t][c] = idot4(acc[t][c], w[c], x);
+            for (int c = 0; c < PARTS; c++) acc[t][c] = idot4(acc[t][c], w[c], x, low);
         }
     }
 }
@@ -70,14 +73,14 @@ ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const int8_t *codes, 
     I acc[PANEL_TOKENS][PARTS];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < PARTS; c++) acc[t][c] = fix ? iload(fix + c * LANES) : izero();
-    PANEL(panel_steps)(acc, codes, x->q + k, columns, steps, T);
+    PANEL(panel_steps)(acc, codes, x->q + k, columns, steps, 0, T);
     if (fine) {
         for (int t = 0; t < T; t++)
             for (int c = 0; c < PARTS; c++) {
                 acc[t][c] = ishl8(acc[t][c]);
                 if (fix) acc[t][c] = iadd(acc[t][c], iload(fix + c * LANES));
             }
-        PANEL(panel_steps)(acc, codes, x->low + k, columns, steps, T);
+        PANEL(panel_steps)(acc, codes, x->low + k, columns, steps, 1, T);
     }
     for (int c = 0; c < PARTS; c++) {
         V s = vload(scale + c * LANES);
@@ -157,13 +160,13 @@ static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
 /* acc + products of unsigned codes and the token's bytes */
 ALWAYS void PANEL(packed_steps)(I acc[PARTS], const uint8_t *codes, const int first,
                                 const int steps, const uint8_t *q, const q35_packing p) {
-    const int wide = p.bits == 8 || p.leveled; /* signed bytes, to become unsigned */
+    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
     for (int j = first; j < first + steps; j++) {
         I x = usigned4(q + 4 * (j - first));
         for (int c = 0; c < PARTS; c++) {
             I code = PANEL(stored)(codes, j, c, p.bits);
             if (p.leveled) code = ilevels(code);
-            if (wide) code = isub8(code, iset8((char)128));
+            if (wide && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
             acc[c] = udot4(acc[c], code, x, wide ? 8 : p.bits);
         }
     }
@@ -174,7 +177,8 @@ ALWAYS void PANEL(packed_steps)(I acc[PARTS], const uint8_t *codes, const int fi
 ALWAYS void PANEL(packed_group)(V sum[PARTS], const uint8_t *codes, const V scale[PARTS],
                                 const q35_tokens *x, size_t k, const q35_packing p,
                                 const int fine) {
-    const int offset = p.bits == 8 || p.leveled ? 128 : p.offset, steps = p.group / 4;
+    const int wide = p.bits == 8 || p.leveled, steps = p.group / 4;
+    const int offset = !wide ? p.offset : PANEL_SIGNED ? 0 : 128;
     const int first = k % Q35_GROUP ? 4 : 0;
     const q35_token_group *group = x->group + k / Q35_GROUP;
     const int32_t total = steps == 8 ? group->part[0] + group->part[1] : group->part[first / 4];
