@@ -140,10 +140,18 @@ INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
     return dot_bytes(acc, e, split_bytes(x));
 }
 
+/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
+INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+    I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(w, x), _mm512_maddubs_epi16(v, z));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
 #define PANEL(op) op##_avx512
 #define PANEL_TOKENS 4 /* 4 sums, 4 numbers of f32, 2 of rows, 2 of a token */
 #define PANEL_FIX 0
+#define PANEL_NARROW 1
 #define PANEL_SIGNED 0
+#define idot8 dot_narrow
 #define round16(q, x, a) put_nearest(q, x, a, Q_BIAS)
 #define round16_twice(q, low, x, a) put_twice(q, low, x, a, Q_BIAS)
 #define Q_BIAS 0
@@ -161,6 +169,7 @@ static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n)
 #undef PANEL
 #undef PANEL_TOKENS
 #undef PANEL_FIX
+#undef PANEL_NARROW
 #undef PANEL_SIGNED
 #undef Q_BIAS
 #undef W
@@ -192,6 +201,7 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define PANEL(op) op##_avx512vnni
 #define PANEL_TOKENS 8 /* 8 sums, 8 numbers of f32, rows and a token */
 #define PANEL_FIX 1
+#define PANEL_NARROW 0
 #define PANEL_SIGNED 0
 #define Q_BIAS 128
 #define W I

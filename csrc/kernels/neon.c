@@ -149,9 +149,19 @@ INLINE I dot_signed(I acc, I w, I x, const int low) {
     return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)));
 }
 
+/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
+INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+    int8x16_t a = bytes_of(w), b = bytes_of(x), c = bytes_of(v), d = bytes_of(z);
+    int16x8_t first = vmull_s8(vget_low_s8(a), vget_low_s8(b)), second = vmull_high_s8(a, b);
+    first = vmlal_s8(first, vget_low_s8(c), vget_low_s8(d));
+    return vpadalq_s16(acc, vpaddq_s16(first, vmlal_high_s8(second, c, d)));
+}
+
 #define PANEL(op) op##_neon
 #define PANEL_TOKENS 4 /* 4 x 4 sums, 4 of rows, a token and two products */
 #define PANEL_FIX 0
+#define PANEL_NARROW 1
+#define idot8 dot_narrow
 #define PANEL_SIGNED 1
 #define Q_BIAS 0
 #define W I
@@ -166,6 +176,7 @@ static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n)
 }
 #include "panel.inl"
 #undef PANEL
+#undef PANEL_NARROW
 #undef idot4
 #undef udot4
 
@@ -190,6 +201,7 @@ INLINE I dot_four(I acc, I w, I x) {
 }
 
 #define PANEL(op) op##_neondotprod
+#define PANEL_NARROW 0
 #define idot4(acc, w, x, low) dot_four(acc, w, x)
 #define udot4(acc, w, x, bits) dot_four(acc, w, x)
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {

@@ -3,10 +3,12 @@
 
 #include "../cpu.h"
 #include "kernels.h"
+#include "target.h"
 
 extern const q35_kernels q35_kernels_c;
 #if defined(__x86_64__)
 extern const q35_kernels q35_kernels_avx2;
+extern const q35_kernels q35_kernels_avx2vnni;
 extern const q35_kernels q35_kernels_avx512;
 extern const q35_kernels q35_kernels_avx512vnni;
 extern const q35_kernels q35_kernels_avx512bf16;
@@ -24,6 +26,9 @@ size_t q35_kernels_available(const q35_kernels *tables[Q35_MAX_TARGETS]) {
     tables[n++] = &q35_kernels_c;
 #if defined(__x86_64__)
     if (cpu.avx2) tables[n++] = &q35_kernels_avx2;
+#if Q35_AVXVNNI
+    if (cpu.avx2 && cpu.avxvnni) tables[n++] = &q35_kernels_avx2vnni;
+#endif
     if (cpu.avx512) tables[n++] = &q35_kernels_avx512;
     if (cpu.avx512vnni) tables[n++] = &q35_kernels_avx512vnni;
     if (cpu.avx512vnni && cpu.avx512bf16) tables[n++] = &q35_kernels_avx512bf16;

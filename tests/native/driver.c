@@ -22,7 +22,7 @@ typedef struct buffer {
     size_t bytes, mapped;
 } buffer;
 
-static void *ended(const char *why) {
+static _Noreturn void ended(const char *why) {
     fprintf(stderr, "driver: %s\n", why);
     exit(2);
 }
