@@ -13,8 +13,6 @@
 
 #include "block.h"
 
-typedef void encode_fn(uint8_t *y, const float *x, const float *w);
-
 /* ---- blocks of 32 ---- */
 
 /* The two halves of 32 codes in the low and the high bits of 16 bytes; what is above 4 bits is left
@@ -40,54 +38,46 @@ static void curved_codes_of(uint8_t *code, const float *q, int n) {
     }
 }
 
-static void encode_q4_0(uint8_t *y, const float *x, const float *w) {
-    float q[32];
+static void pack_q4_0(uint8_t *y, const super *s, const float *q) {
     uint8_t code[32];
-    put_half(y, q35_scale_q4_0(q, x, w));
+    put_half(y, s->d);
     codes_of(code, q, -8, 32);
     put_halves(y + 2, code);
 }
 
-static void encode_q4_1(uint8_t *y, const float *x, const float *w) {
-    float q[32];
+static void pack_q4_1(uint8_t *y, const super *s, const float *q) {
     uint8_t code[32];
-    const line found = q35_line_q4_1(q, x, w);
-    put_half(y, found.d);
-    put_half(y + 2, 0 - found.m);
+    put_half(y, s->d);
+    put_half(y + 2, 0 - s->dmin);
     codes_of(code, q, 0, 32);
     put_halves(y + 4, code);
 }
 
-static void encode_q5_0(uint8_t *y, const float *x, const float *w) {
-    float q[32];
+static void pack_q5_0(uint8_t *y, const super *s, const float *q) {
     uint8_t code[32];
-    put_half(y, q35_scale_q5_0(q, x, w));
+    put_half(y, s->d);
     codes_of(code, q, -16, 32);
     put_fifth_bits(y + 2, code);
     put_halves(y + 6, code);
 }
 
-static void encode_q5_1(uint8_t *y, const float *x, const float *w) {
-    float q[32];
+static void pack_q5_1(uint8_t *y, const super *s, const float *q) {
     uint8_t code[32];
-    const line found = q35_line_q5_1(q, x, w);
-    put_half(y, found.d);
-    put_half(y + 2, 0 - found.m);
+    put_half(y, s->d);
+    put_half(y + 2, 0 - s->dmin);
     codes_of(code, q, 0, 32);
     put_fifth_bits(y + 4, code);
     put_halves(y + 8, code);
 }
 
-static void encode_q8_0(uint8_t *y, const float *x, const float *w) {
-    float q[32];
-    put_half(y, q35_scale_q8_0(q, x, w));
+static void pack_q8_0(uint8_t *y, const super *s, const float *q) {
+    put_half(y, s->d);
     codes_of(y + 2, q, 0, 32);
 }
 
-static void encode_iq4_nl(uint8_t *y, const float *x, const float *w) {
-    float q[32];
+static void pack_iq4_nl(uint8_t *y, const super *s, const float *q) {
     uint8_t code[32];
-    put_half(y, q35_scale_iq4_nl(q, x, w));
+    put_half(y, s->d);
     curved_codes_of(code, q, 32);
     put_halves(y + 2, code);
 }
@@ -114,33 +104,27 @@ static void put_pairs(uint8_t *y, const uint8_t *code, int n) {
         for (int c = 0; c < n; c++) y[c] = (uint8_t)((code[c] & 15) | (code[n + c] & 15) << 4);
 }
 
-static void encode_q2_k(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_q2_k(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256];
-    q35_super_q2_k(&s, q, x, w);
     codes_of(code, q, 0, 256);
-    for (int j = 0; j < 16; j++) y[j] = (uint8_t)(s.scale[j] | s.min[j] << 4);
+    for (int j = 0; j < 16; j++) y[j] = (uint8_t)(s->scale[j] | s->min[j] << 4);
     put_quarters(y + 16, code, 0);
-    put_half(y + 80, s.d);
-    put_half(y + 82, s.dmin);
+    put_half(y + 80, s->d);
+    put_half(y + 82, s->dmin);
 }
 
-static void encode_q3_k(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_q3_k(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256], *const scales = y + 96;
-    q35_super_q3_k(&s, q, x, w);
     codes_of(code, q, -4, 256);
     put_eighths(y, code, 2);
     put_quarters(y + 32, code, 0);
     memset(scales, 0, 12);
     for (int j = 0; j < 16; j++) {
-        const int scale = s.scale[j] + 32;
+        const int scale = s->scale[j] + 32;
         scales[j % 8] |= (uint8_t)((scale & 15) << j / 8 * 4);
         scales[8 + j % 4] |= (uint8_t)((scale >> 4) << j / 4 * 2);
     }
-    put_half(y + 108, s.d);
+    put_half(y + 108, s->d);
 }
 
 /* The head of q4_k and q5_k. */
@@ -155,49 +139,37 @@ static void put_lines(uint8_t *y, const super *s) {
     }
 }
 
-static void encode_q4_k(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_q4_k(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256];
-    q35_super_q4_k(&s, q, x, w);
     codes_of(code, q, 0, 256);
-    put_lines(y, &s);
+    put_lines(y, s);
     put_pairs(y + 16, code, 32);
 }
 
-static void encode_q5_k(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_q5_k(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256];
-    q35_super_q5_k(&s, q, x, w);
     codes_of(code, q, 0, 256);
-    put_lines(y, &s);
+    put_lines(y, s);
     put_eighths(y + 16, code, 4);
     put_pairs(y + 48, code, 32);
 }
 
-static void encode_q6_k(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_q6_k(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256];
-    q35_super_q6_k(&s, q, x, w);
     codes_of(code, q, -32, 256);
     put_pairs(y, code, 64);
     put_quarters(y + 128, code, 4);
-    for (int j = 0; j < 16; j++) y[192 + j] = (uint8_t)s.scale[j];
-    put_half(y + 208, s.d);
+    for (int j = 0; j < 16; j++) y[192 + j] = (uint8_t)s->scale[j];
+    put_half(y + 208, s->d);
 }
 
-static void encode_iq4_xs(uint8_t *y, const float *x, const float *w) {
-    super s;
-    float q[256];
+static void pack_iq4_xs(uint8_t *y, const super *s, const float *q) {
     uint8_t code[256];
-    q35_super_iq4_xs(&s, q, x, w);
     curved_codes_of(code, q, 256);
-    put_half(y, s.d);
+    put_half(y, s->d);
     memset(y + 2, 0, 6);
     for (int j = 0; j < 8; j++) {
-        const int scale = s.scale[j] + 32;
+        const int scale = s->scale[j] + 32;
         y[2 + j / 4] |= (uint8_t)((scale >> 4) << j % 4 * 2);
         y[4 + j / 2] |= (uint8_t)((scale & 15) << j % 2 * 4);
     }
@@ -206,18 +178,29 @@ static void encode_iq4_xs(uint8_t *y, const float *x, const float *w) {
 
 /* ---- rows ---- */
 
-static encode_fn *const encoders[Q35_FORMATS] = {
-    [Q35_Q4_0] = encode_q4_0, [Q35_Q4_1] = encode_q4_1,     [Q35_Q5_0] = encode_q5_0,
-    [Q35_Q5_1] = encode_q5_1, [Q35_Q8_0] = encode_q8_0,     [Q35_Q2_K] = encode_q2_k,
-    [Q35_Q3_K] = encode_q3_k, [Q35_Q4_K] = encode_q4_k,     [Q35_Q5_K] = encode_q5_k,
-    [Q35_Q6_K] = encode_q6_k, [Q35_IQ4_NL] = encode_iq4_nl, [Q35_IQ4_XS] = encode_iq4_xs,
+#define CODEC(type, ...) {q35_fit_##type, pack_##type, __VA_ARGS__}
+static const q35_codec codecs[Q35_FORMATS] = {
+    [Q35_Q4_0] = CODEC(q4_0, {-8, 7, 0}, 1, 1, 1, 0),
+    [Q35_Q4_1] = CODEC(q4_1, {0, 15, 0}, 1, 1, 1, 2),
+    [Q35_Q5_0] = CODEC(q5_0, {-16, 15, 0}, 1, 1, 1, 0),
+    [Q35_Q5_1] = CODEC(q5_1, {0, 31, 0}, 1, 1, 1, 2),
+    [Q35_Q8_0] = CODEC(q8_0, {-127, 127, 0}, 1, 1, 1, 0),
+    [Q35_Q2_K] = CODEC(q2_k, {0, 3, 0}, 16, 0, 15, 1),
+    [Q35_Q3_K] = CODEC(q3_k, {-4, 3, 0}, 16, -32, 31, 0),
+    [Q35_Q4_K] = CODEC(q4_k, {0, 15, 0}, 8, 0, 63, 1),
+    [Q35_Q5_K] = CODEC(q5_k, {0, 31, 0}, 8, 0, 63, 1),
+    [Q35_Q6_K] = CODEC(q6_k, {-32, 31, 0}, 16, -128, 127, 0),
+    [Q35_IQ4_NL] = CODEC(iq4_nl, {-127, 113, 1}, 1, 1, 1, 0),
+    [Q35_IQ4_XS] = CODEC(iq4_xs, {-127, 113, 1}, 8, -32, 31, 0),
 };
+
+const q35_codec *q35_codec_of(q35_dtype dtype) { return codecs[dtype].fit ? &codecs[dtype] : NULL; }
 
 /* A block as encode_fit.c wants it. What is nearer to 0 than 2^-30 cannot be told from it, the
    least scale being 2^-24; what is beyond 2^30 is beyond every format. Weights are relative to the
    largest, and an element that does not matter still gets a millionth: no part of a block is
    without weights. */
-static void take_block(float *v, float *w, const float *x, const float *importance, size_t n) {
+void q35_take_block(float *v, float *w, const float *x, const float *importance, size_t n) {
     float top = 0;
     for (size_t i = 0; i < n; i++) {
         float a = x[i] > 0x1p30f ? 0x1p30f : x[i];
@@ -234,13 +217,16 @@ static void take_block(float *v, float *w, const float *x, const float *importan
 }
 
 int q35_encode(void *y, q35_dtype dtype, const float *x, const float *importance, size_t n) {
-    encode_fn *const encode = encoders[dtype];
-    if (!encode) return -1;
+    const q35_codec *codec = q35_codec_of(dtype);
+    if (!codec) return -1;
     const size_t elements = q35_formats[dtype].elements, bytes = q35_formats[dtype].bytes;
-    float v[256], w[256];
+    float v[256], w[256], q[256];
+    super s;
     for (size_t k = 0; k < n / elements; k++) {
-        take_block(v, w, x + k * elements, importance ? importance + k * elements : NULL, elements);
-        encode((uint8_t *)y + k * bytes, v, w);
+        const float *weights = importance ? importance + k * elements : NULL;
+        q35_take_block(v, w, x + k * elements, weights, elements);
+        codec->fit(&s, q, v, w);
+        codec->pack((uint8_t *)y + k * bytes, &s, q);
     }
     return 0;
 }

@@ -47,12 +47,6 @@ INLINE f4 most4(f4 a, f4 b) { return choose4(a > b, a, b); }
 
 /* ---- one part at one scale ---- */
 
-/* What the codes of a format stand for: the integers lo..hi, or the 16 levels of iq4_nl. */
-typedef struct levels {
-    float lo, hi;
-    int curved;
-} levels;
-
 /* The levels nearest to v. Of the curved ones: a sum of steps, one for each border that v is above.
    Integers: adding and taking away 1.5 x 2^23 rounds to one. */
 INLINE f4 nearest(f4 v, levels range) {
@@ -367,69 +361,69 @@ INLINE void fit_scales(super *s, float *q, const float *x, const float *w, level
  * wider range costs little and its levels may happen to fit better. More and closer rungs gained
  * less than 1 % on Gaussian and long-tailed rows. */
 
-float q35_scale_q4_0(float *q, const float *x, const float *w) {
+void q35_fit_q4_0(super *s, float *q, const float *x, const float *w) {
     const levels range = {-8, 7, 0};
     const float d = fit_scale(x, w, range, (ladder){-10, 0.25f, 16, 1}, 1, 32);
+    *s = (super){.d = d, .scale = {1}};
     choose(q, x, (line){d, 0}, range, 32);
-    return d;
 }
 
-float q35_scale_q5_0(float *q, const float *x, const float *w) {
+void q35_fit_q5_0(super *s, float *q, const float *x, const float *w) {
     const levels range = {-16, 15, 0};
     const float d = fit_scale(x, w, range, (ladder){-19, 0.25f, 20, 1}, 1, 32);
+    *s = (super){.d = d, .scale = {1}};
     choose(q, x, (line){d, 0}, range, 32);
-    return d;
 }
 
 /* -128 is left unused, as everywhere: products of two int8 may count on that. */
-float q35_scale_q8_0(float *q, const float *x, const float *w) {
+void q35_fit_q8_0(super *s, float *q, const float *x, const float *w) {
     const levels range = {-127, 127, 0};
     const float d = fit_scale(x, w, range, (ladder){128, -0.5f, 21, 0}, 1, 32);
+    *s = (super){.d = d, .scale = {1}};
     choose(q, x, (line){d, 0}, range, 32);
-    return d;
 }
 
-float q35_scale_iq4_nl(float *q, const float *x, const float *w) {
+void q35_fit_iq4_nl(super *s, float *q, const float *x, const float *w) {
     const levels range = {0, 0, 1};
     const float d = fit_scale(x, w, range, (ladder){-150, 8, 10, 1}, 1, 32);
+    *s = (super){.d = d, .scale = {1}};
     choose(q, x, (line){d, 0}, range, 32);
-    return d;
 }
 
-line q35_line_q4_1(float *q, const float *x, const float *w) {
+void q35_fit_q4_1(super *s, float *q, const float *x, const float *w) {
     const levels range = {0, 15, 0};
     const line y = fit_line(x, w, look_at(x, w, 32), range, (window){0.4f, -2, 5}, 0, 1, 32);
+    *s = (super){.d = y.d, .dmin = y.m, .scale = {1}, .min = {1}};
     choose(q, x, y, range, 32);
-    return y;
 }
 
-line q35_line_q5_1(float *q, const float *x, const float *w) {
+void q35_fit_q5_1(super *s, float *q, const float *x, const float *w) {
     const levels range = {0, 31, 0};
     const line y = fit_line(x, w, look_at(x, w, 32), range, (window){0.5f, -3, 5}, 0, 1, 32);
+    *s = (super){.d = y.d, .dmin = y.m, .scale = {1}, .min = {1}};
     choose(q, x, y, range, 32);
-    return y;
 }
 
-void q35_super_q2_k(super *s, float *q, const float *x, const float *w) {
+void q35_fit_q2_k(super *s, float *q, const float *x, const float *w) {
     fit_lines(s, q, x, w, (levels){0, 3, 0}, 16, 15, (window){0.3f, 0, 4}, 0.1f, 2);
 }
 
-void q35_super_q4_k(super *s, float *q, const float *x, const float *w) {
+void q35_fit_q4_k(super *s, float *q, const float *x, const float *w) {
     fit_lines(s, q, x, w, (levels){0, 15, 0}, 8, 63, (window){0.4f, -2, 5}, 0, 1);
 }
 
-void q35_super_q5_k(super *s, float *q, const float *x, const float *w) {
+void q35_fit_q5_k(super *s, float *q, const float *x, const float *w) {
     fit_lines(s, q, x, w, (levels){0, 31, 0}, 8, 63, (window){0.5f, -3, 5}, 0, 1);
 }
 
-void q35_super_q3_k(super *s, float *q, const float *x, const float *w) {
+void q35_fit_q3_k(super *s, float *q, const float *x, const float *w) {
     fit_scales(s, q, x, w, (levels){-4, 3, 0}, 16, 32, (ladder){-5, 0.25f, 10, 1}, 0.02f, 3);
 }
 
-void q35_super_q6_k(super *s, float *q, const float *x, const float *w) {
+void q35_fit_q6_k(super *s, float *q, const float *x, const float *w) {
     fit_scales(s, q, x, w, (levels){-32, 31, 0}, 16, 128, (ladder){-34, 0.5f, 11, 1}, 0, 1);
 }
 
-void q35_super_iq4_xs(super *s, float *q, const float *x, const float *w) {
+void q35_fit_iq4_xs(super *s, float *q, const float *x, const float *w) {
     fit_scales(s, q, x, w, (levels){0, 0, 1}, 8, 32, (ladder){-150, 8, 10, 1}, 0.02f, 3);
 }

@@ -80,4 +80,23 @@ extern const int8_t q35_iq4_levels[16];
    type is not encodable; nothing is written then. */
 int q35_encode(void *y, q35_dtype dtype, const float *x, const float *importance, size_t n);
 
+/* ---- errors that make up for each other (compensate.c), for a window of n <= 256 columns of one
+ * row; nonzero where the type is not encodable ---- */
+
+typedef struct q35_fitted q35_fitted; /* a block, its scales and levels apart */
+size_t q35_fitted_bytes(void);
+
+/* fitted [blocks] and error [n] = x - y. fed: x and what the errors of earlier windows add to it.
+   u [n, n]: what an error of column i adds to the target of column k > i. importance: as above. */
+int q35_feed_window(q35_fitted *fitted, float *error, q35_dtype dtype, const float *x,
+                    const float *fed, const float *importance, const float *u, size_t n);
+
+/* Up to `sweeps` times every code and scale to where error^T H error is least. h [n, n]: the
+   window's part of H; error and gradient [n]: of H error, over all windows; both follow. */
+int q35_polish_window(q35_fitted *fitted, float *error, float *gradient, q35_dtype dtype,
+                      const float *h, size_t n, int sweeps);
+
+/* The bytes of n elements. */
+int q35_pack_fitted(void *y, q35_dtype dtype, const q35_fitted *fitted, size_t n);
+
 #endif

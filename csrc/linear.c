@@ -19,6 +19,7 @@
 #define BLOCK_BYTES ((size_t)128 << 10)
 #define BLOCK_BYTES_FEW ((size_t)256 << 10)
 #define FEW_TOKENS 16
+#define BLOCKS_EACH 4  /* tasks for each thread then, at least */
 #define BLOCK_ROWS 24  /* blocks are a multiple: whole register tiles of every target */
 #define WIDE_ROWS 8    /* of a block type, decoded at once */
 #define PANEL_ROWS 256 /* rows expanded at once for BLAS */
@@ -83,9 +84,18 @@ typedef struct job {
     room at;
 } job;
 
-static size_t rows_per_block(const q35_matrix *w, size_t T) {
-    if (w->integers && T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
-    size_t bytes = T < FEW_TOKENS ? BLOCK_BYTES_FEW : BLOCK_BYTES;
+/* Few tokens wait for memory: runs as long as may be, but several for each thread of the team. */
+static size_t few_bytes(const job *j, int threads) {
+    size_t all = 0;
+    for (size_t p = 0; p < j->n; p++)
+        all += j->products[p].w->rows * q35_row_bytes(j->products[p].w->dtype, j->cols);
+    size_t each = all / ((size_t)threads * BLOCKS_EACH);
+    return each < BLOCK_BYTES_FEW ? each : BLOCK_BYTES_FEW;
+}
+
+static size_t rows_per_block(const job *j, const q35_matrix *w, int threads) {
+    if (w->integers && j->T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
+    size_t bytes = j->T < FEW_TOKENS ? few_bytes(j, threads) : BLOCK_BYTES;
     size_t rows = bytes / q35_row_bytes(w->dtype, w->cols),
            whole = w->integers ? Q35_PANEL : BLOCK_ROWS;
     return rows < whole ? whole : rows / whole * whole;
@@ -210,7 +220,7 @@ static int multiply(q35_team *team, job *j) {
     size_t all_rows = 0;
     for (size_t p = 0; p < j->n; p++) {
         const q35_matrix *w = j->products[p].w;
-        j->rows_per_block[p] = rows_per_block(w, j->T);
+        j->rows_per_block[p] = rows_per_block(j, w, team->threads);
         size_t blocks = (w->rows + j->rows_per_block[p] - 1) / j->rows_per_block[p];
         j->first_block[p + 1] = j->first_block[p] + blocks;
         all_rows += w->rows;
@@ -226,6 +236,11 @@ static int multiply(q35_team *team, job *j) {
 
 int q35_linear(q35_team *team, const q35_product *products, size_t n, const float *x, size_t ldx,
                size_t T, int add, float *memory) {
+    for (size_t p = 0; team->observe && p < n; p++) {
+        const q35_matrix *w = products[p].w;
+        if (team->observe(team->observe_arg, w->data, x, ldx, T, w->cols))
+            atomic_store(&team->cancelled, 1);
+    }
     const size_t cols = products[0].w->cols; /* all have the columns of x */
     q35_product rest[MAX_PRODUCTS];
     job j = {.products = rest, .x = x, .ldx = ldx, .T = T, .cols = cols, .add = add};

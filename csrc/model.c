@@ -281,6 +281,7 @@ static int pack_matrix(void *arg, q35_matrix *w) {
     p->next += bytes;
     p->done += bytes;
     if (w->mapped) q35_let_go(w->data, w->rows * q35_row_bytes(w->dtype, w->cols));
+    w->gone = !w->mapped;
     return p->watch && p->watch->progress && p->watch->progress(p->watch->arg, p->done, p->total);
 }
 
@@ -297,7 +298,30 @@ int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_sta
     model->weights.packed_bytes = p.total = p.bytes;
     if (q35_weights_each(&model->weights, &model->g, pack_matrix, &p))
         return q35_fail(status, Q35_CANCELLED, "cancelled while weights were packed");
+    if (model->g.tied) model->weights.embedding = model->weights.head;
     return Q35_OK;
+}
+
+typedef struct search {
+    const void *data;
+    const q35_matrix *found;
+} search;
+
+static int is_it(void *arg, q35_matrix *w) {
+    search *s = arg;
+    if (w->data == s->data && w->gone) s->found = w;
+    return s->found != NULL;
+}
+
+int qwen35_model_read(qwen35_model *model, const void *data, size_t shape[2], float *y) {
+    search s = {data, NULL};
+    q35_weights_each(&model->weights, &model->g, is_it, &s);
+    if (!s.found) return 0;
+    shape[0] = s.found->rows;
+    shape[1] = s.found->cols;
+    for (size_t row = 0; y && row < shape[0]; row++)
+        q35_matrix_read(y + row * shape[1], s.found, row, 0, shape[1]);
+    return 1;
 }
 
 void qwen35_model_free(qwen35_model *model) {

@@ -22,6 +22,10 @@ size_t q35_packed_bytes(const q35_matrix *w) {
     return (w->rows + Q35_PANEL - 1) / Q35_PANEL * panel_bytes(w);
 }
 
+const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p) {
+    return w->packed + p * panel_bytes(w);
+}
+
 /* What is stored for a code: its distance from the smallest, or its level's index. */
 static void stored_codes(uint8_t *stored, const q35_parts *parts, q35_packing p, size_t n) {
     if (!p.leveled) {
@@ -55,6 +59,16 @@ static void put_codes(uint8_t *x, const uint8_t *stored, q35_packing p, size_t r
     }
 }
 
+/* An f16, as it was: a damaged file's infinity and NaN too. */
+static void put_scale(uint8_t *x, float value) {
+    if (value - value == 0) {
+        put_half(x, value);
+        return;
+    }
+    x[0] = 0;
+    x[1] = value != value ? 0x7e : value > 0 ? 0x7c : 0xfc;
+}
+
 /* A row of a record, from its block; of the rows that a matrix does not have from none. */
 static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const uint8_t *block,
                     size_t row) {
@@ -63,8 +77,8 @@ static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const
     uint8_t stored[256];
     if (block) q35_split(&parts, dtype, block);
     stored_codes(stored, &parts, p, r->columns);
-    put_half(record + 2 * row, parts.d);
-    if (p.mins) put_half(record + r->dmin + 2 * row, parts.dmin);
+    put_scale(record + 2 * row, parts.d);
+    if (p.mins) put_scale(record + r->dmin + 2 * row, parts.dmin);
     for (size_t g = 0; p.scaled && g < r->columns / p.group; g++) {
         size_t part = g * p.group / Q35_PART;
         record[r->scales + g * Q35_PANEL + row] = (uint8_t)parts.scale[part];
@@ -108,6 +122,37 @@ int q35_pack(q35_team *team, const q35_matrix *w, uint8_t *packed) {
     return q35_parallel(team, tasks, PANELS_PER_TASK * Q35_PANEL * w->cols, pack_panels, &j);
 }
 
+/* ---- one row, back to numbers ---- */
+
+/* The code of one column of 32, as it is stored. */
+static int stored_at(const uint8_t *x, q35_packing p, size_t row, size_t column) {
+    const size_t j = column / 4, at = 4 * row + column % 4;
+    if (p.bits == 8) return (int8_t)x[64 * j + at];
+    int code = x[64 * (j % 4) + at] >> j / 4 * 4 & 15;
+    if (p.bits == 5) code |= (x[256 + at] >> j & 1) << 4;
+    if (p.bits == 6) code |= (x[256 + 64 * (j % 2) + at] >> j / 2 * 2 & 3) << 4;
+    return code;
+}
+
+void q35_packed_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n) {
+    const q35_packing p = q35_packing_of(w->dtype);
+    const q35_record r = q35_record_of(p);
+    const uint8_t *panel = q35_packed_panel(w, row / Q35_PANEL);
+    row %= Q35_PANEL;
+    for (size_t k = col; k < col + n; k++) {
+        const uint8_t *record = panel + k / r.columns * r.bytes;
+        const size_t at = k % r.columns, group = at / p.group * Q35_PANEL + row;
+        const float d = half_at(record + 2 * row);
+        const float dmin = p.mins ? half_at(record + r.dmin + 2 * row) : 0.0f;
+        const int scale = p.scaled ? (int8_t)record[r.scales + group] : 1;
+        const int min = p.scaled && p.mins ? record[r.mins + group] : 1;
+        int code =
+            stored_at(record + r.codes + at / Q35_GROUP * r.code_bytes, p, row, at % Q35_GROUP);
+        code = p.leveled ? q35_iq4_levels[code] : code - p.offset;
+        y[k - col] = d * (float)scale * (float)code - dmin * (float)min;
+    }
+}
+
 /* ---- panels ---- */
 
 /* From the blocks of 16 rows; scales of 16 columns, whatever the type. */
@@ -136,10 +181,6 @@ static void split_rows(q35_panel *panel, q35_panel_space *s, const q35_matrix *w
     }
     *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, s->min, NULL, Q35_PART, 0, 0};
     q35_kernel->fix_panel(panel, s, n);
-}
-
-const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p) {
-    return w->packed + p * panel_bytes(w);
 }
 
 void q35_panel_read(q35_panel *panel, q35_panel_space *space, const q35_matrix *w, size_t p,

@@ -88,6 +88,10 @@ typedef struct qwen35_watch {
     void *arg;
 } qwen35_watch;
 int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status);
+/* Whether the matrix that was given at `data` has been laid out anew and is not read there any
+   more, so that its caller may free it; its rows and columns then, and with y not NULL its numbers.
+ */
+int qwen35_model_read(qwen35_model *model, const void *data, size_t shape[2], float *y);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
 /* What a model of this geometry will say, before there is one; `weights` is left 0. */
@@ -137,6 +141,9 @@ typedef struct qwen35_append_options {
     int (*poll)(void *arg); /* asked every 20 ms by the calling thread; nonzero cancels */
     int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
     void *arg;
+    /* told of the input x [T, cols] (row stride ldx) of every matrix product; or NULL */
+    int (*observe)(void *arg, const void *weights, const float *x, size_t ldx, size_t T,
+                   size_t cols);
     float *all_logits;    /* [T, V] logits after each token, or NULL */
     float *logprobs;      /* [T] log-probability of each token under what precedes it, or NULL */
     int32_t *most_likely; /* [T] with logprobs: the likeliest token at each place */

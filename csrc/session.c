@@ -161,7 +161,8 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         memcpy(s->backup, cache->state, state_bytes);
     else
         team->poll = NULL;
-    int all = options->all_logits || options->logprobs;
+    /* An observer sees the last layer and the head at work on every token. */
+    int all = options->all_logits || options->logprobs || options->observe;
     span->wanted = all ? span->T : done + span->T == total ? 1 : 0;
     int stopped = q35_forward(model, team, s, span, 1);
     if (!stopped && all)
@@ -194,13 +195,15 @@ int qwen35_session_append(qwen35_session *session, const qwen35_input *input,
     if (!scratch) return status->code;
     q35_team team;
     q35_team_init(&team, session->model->pool, options->poll, options->arg);
+    team.observe = options->observe;
+    team.observe_arg = options->arg;
     status->code = Q35_OK;
     qwen35_input rest = *input;
     for (size_t done = 0; done < T && !status->code;) {
         q35_span span = q35_session_span(session, &rest, rest.T < Q35_CHUNK ? rest.T : Q35_CHUNK);
         if (append_chunk(session, &team, scratch, &span, done, T, options)) {
-            session->has_logits =
-                done == 0 && session->has_logits && !options->logprobs && !options->all_logits;
+            session->has_logits = done == 0 && session->has_logits && !options->logprobs &&
+                                  !options->all_logits && !options->observe;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }

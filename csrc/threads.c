@@ -63,6 +63,8 @@ void q35_team_init(q35_team *team, q35_pool *pool, int (*poll)(void *), void *po
     team->poll = poll;
     team->poll_arg = poll_arg;
     team->next_poll_s = q35_monotonic_s() + POLL_S;
+    team->observe = NULL;
+    team->observe_arg = NULL;
     atomic_init(&team->cancelled, 0);
 }
 

@@ -20,13 +20,20 @@ void q35_pool_free(q35_pool *pool);
 
 int q35_pool_threads(const q35_pool *pool);
 
+/* Told of every matrix product before it is made: y = x W^T, x [T, cols] with row stride ldx. By
+   the calling thread; nonzero stops the team. `weights` are those of the matrix. */
+typedef int q35_observer(void *arg, const void *weights, const float *x, size_t ldx, size_t T,
+                         size_t cols);
+
 typedef struct q35_team {
     q35_pool *pool; /* or NULL: the caller alone */
     int threads;
     int (*poll)(void *arg); /* called by the calling thread every POLL_MS; nonzero stops the team;
                                may be NULL */
     void *poll_arg;
-    double next_poll_s; /* on the monotonic clock */
+    double next_poll_s;    /* on the monotonic clock */
+    q35_observer *observe; /* may be NULL */
+    void *observe_arg;
     atomic_int cancelled;
 } q35_team;
 

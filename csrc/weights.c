@@ -11,6 +11,7 @@
 
 #include "kernels/kernels.h"
 #include "mem.h"
+#include "pack.h"
 
 #define ROOT "model.language_model."
 #define VISUAL "model.visual."
@@ -301,6 +302,10 @@ static int bind_one(void *arg, const expected *tensor) {
 }
 
 void q35_matrix_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n) {
+    if (w->gone) {
+        q35_packed_read(y, w, row, col, n);
+        return;
+    }
     const char *x = (const char *)w->data + row * q35_row_bytes(w->dtype, w->cols) +
                     q35_row_bytes(w->dtype, col);
     if (w->dtype < Q35_DTYPES)

@@ -9,6 +9,7 @@ typedef struct q35_matrix {
     const void *data; /* [rows, cols] */
     q35_dtype dtype;
     size_t rows, cols;
+    int gone;              /* data may not be read any more, only compared: `packed` has it all */
     int mapped;            /* data lies in a mapped file: its pages may be let go */
     int fine;              /* then of 16 bits */
     int integers;          /* blocks are multiplied as integers by tokens of 8 bits, not in f32 */

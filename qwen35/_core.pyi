@@ -82,6 +82,13 @@ class Model:
     ) -> None: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def laid_out(self) -> list[str]:
+        """Names of the matrices whose blocks the core has a copy of and let go of."""
+
+    def read(self, name: str) -> NDArray[np.float32] | None:
+        """The numbers of one of those; None for any other."""
+
     def memory(self) -> dict[str, int]:
         """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (of
         one session), scratch.
@@ -136,6 +143,13 @@ class Session:
     ) -> None:
         """Append ids. KeyboardInterrupt (or what `progress` raises) leaves the session where the
         last whole chunk ended; `position` tells.
+        """
+    def observe(
+        self, ids: NDArray[np.int32], callback: Callable[[str, NDArray[np.float32]], object]
+    ) -> None:
+        """Append ids; callback(name, x) sees the input x [T, cols] of the product with every matrix
+        on the way, before it is made: read-only, and valid during the call alone. What it raises
+        ends the computation and leaves the session where the last whole chunk ended.
         """
     def logits_all(
         self,
@@ -239,6 +253,33 @@ def encode_blocks(
     """Blocks [rows, bytes of a row] that come close to x: the sum of importance[i] (x[r, i] -
     decoded[r, i])^2 is made small.
     """
+
+def fitted_bytes() -> int:
+    """Bytes of a fitted block: scales and levels apart, whatever its type."""
+
+def feed_window(
+    name: str,
+    fitted: NDArray[np.uint8],  # [rows, blocks * fitted_bytes()], filled
+    error: NDArray[np.float32],  # [rows, n] x - y, filled
+    x: NDArray[np.float32],  # [rows, n], n <= 256: whole blocks
+    fed: NDArray[np.float32],  # [rows, n] x and what errors of other windows add to it
+    importance: NDArray[np.float32],  # [1, n]
+    u: NDArray[np.float32],  # [n, n]: error of column i -> target of column k > i
+) -> None:
+    """Fit blocks to a window of columns, each column after the errors before it."""
+
+def polish_window(
+    name: str,
+    fitted: NDArray[np.uint8],  # [rows, blocks * fitted_bytes()], changed
+    error: NDArray[np.float32],  # [rows, n], changed
+    gradient: NDArray[np.float32],  # [rows, n] H error, of all windows; changed
+    h: NDArray[np.float32],  # [n, n] the window's part of H
+    sweeps: int,
+) -> None:
+    """Move codes and scales to where error^T H error is least, one after the other."""
+
+def pack_fitted(name: str, fitted: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
+    """Fitted blocks of rows of n columns as their bytes, [rows, bytes of a row]."""
 
 def kernels() -> tuple[str, ...]:
     """Targets this machine can run, best last, for tests."""

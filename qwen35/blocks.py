@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,36 @@ class Blocks:
 
         rows, columns = self.shape
         return _core.decode_blocks(self.type, self.data, rows * columns).reshape(rows, columns)
+
+
+class PackedBlocks(Blocks):
+    """Blocks made in memory that the core alone has now, laid out anew: `data` is empty.
+
+    read: gives the numbers, float32 [rows, columns].
+    """
+
+    def __init__(self, blocks: Blocks, read: Callable[[], NDArray[np.float32]]) -> None:
+        super().__init__(blocks.type, np.empty((0, 0), np.uint8))
+        object.__setattr__(self, "_shape", blocks.shape)
+        object.__setattr__(self, "_nbytes", blocks.nbytes)
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, in elements."""
+        found: tuple[int, int] = self.__dict__["_shape"]
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the blocks had."""
+        found: int = self.__dict__["_nbytes"]
+        return found
+
+    def decode(self) -> NDArray[np.float32]:
+        """The numbers, float32 [rows, columns]."""
+        found: NDArray[np.float32] = self.__dict__["_read"]()
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

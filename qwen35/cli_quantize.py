@@ -8,6 +8,11 @@ examples:
   qwen35 quantize Qwen/Qwen3.5-4B qwen3.5-4b-q4_k_m.gguf
   qwen35 quantize ~/models/Qwen3.5-0.8B small.gguf --type q8_0 --no-vision
   qwen35 quantize full.gguf small.gguf --type q4_k_m --imatrix measured.gguf
+  qwen35 quantize Qwen/Qwen3.5-0.8B better.gguf --type q4_k_m --calibrate notes.txt
+
+--calibrate reads a text like those the model is for: the bytes of the type go to the matrices that
+count most on it, and the errors of each matrix are made to cancel out. It takes the time of reading
+the text some times over; llama.cpp runs the file as any other.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from pathlib import Path
 
 from .cli import add_traceback
 
+MAX_TEXT = 1 << 26  # bytes of a calibration text
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qwen35 quantize`."""
@@ -24,6 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="the .gguf file to write")
     parser.add_argument("--type", default="q4_k_m", metavar="T", help="see above (default q4_k_m)")
     parser.add_argument("--imatrix", type=Path, metavar="FILE", help="what llama.cpp measured")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="TEXT", help="fit to this UTF-8 text; not with --imatrix"
+    )
+    parser.add_argument(
+        "--special", action="store_true", help="TEXT spells out special tokens, <|im_start|> ..."
+    )
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="of TEXT that are read at most (16384)"
+    )
     parser.add_argument("--no-vision", action="store_true", help="write no mmproj file beside DST")
     parser.add_argument("--no-mtp", action="store_true", help="leave the draft layer out")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -36,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and say what became of the size."""
+    from .calibrate import MAX_TOKENS
     from .checkpoint import open_checkpoint
     from .gguf_export import check_target_recipe, export
     from .gguf_write import refuse_existing
+    from .json_file import read_text
     from .load_progress import reporting
     from .machine import default_threads
 
@@ -47,6 +65,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_existing(target, args.overwrite)  # before anything is downloaded
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads {args.threads}: expected at least 1")
+    if args.calibrate is not None and args.imatrix is not None:
+        raise ValueError("--imatrix and --calibrate: expected one of them, not both")
+    if args.calibrate is None and (args.special or args.tokens is not None):
+        raise ValueError("--special and --tokens: belong to --calibrate TEXT")
+    text = (
+        None if args.calibrate is None else read_text(args.calibrate.expanduser(), limit=MAX_TEXT)
+    )
     options = {"revision": args.revision, "local_files_only": args.offline}
     checkpoint = open_checkpoint(args.source, vision=not args.no_vision, **options)
     try:
@@ -58,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
                 mtp=not args.no_mtp,
                 vision=not args.no_vision,
                 imatrix=args.imatrix,
+                calibrate=text,
+                special=args.special,
+                tokens=MAX_TOKENS if args.tokens is None else args.tokens,
                 overwrite=args.overwrite,
                 threads=args.threads or default_threads(),
                 report=report,

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Blocks, stored_type
+from .calibrate import MAX_TOKENS, token_ids
+from .calibrate import windows as cut
 from .checkpoint import Checkpoint, mtp_tensors
 from .errors import ModelFormatError, UnsupportedModelError
 from .gguf_checkpoint import GgufTensors
@@ -31,7 +33,8 @@ from .gguf_write import OutTensor, Report, Share, check_space, pending_gguf, ref
 from .imatrix import Importance, importance_of, read_imatrix
 from .json_file import shown
 from .load_progress import Report as StagedReport
-from .quantize import RECIPES, encode_in_bands, plan
+from .machine import default_threads
+from .quantize import RECIPES, budget_bytes, encode_in_bands, plan
 
 KEEP = "keep"  # the recipe that quantizes nothing
 VISUAL = "model.visual."
@@ -70,6 +73,9 @@ def export(
     mtp: bool = True,
     vision: bool = True,
     imatrix: Path | None = None,
+    calibrate: str | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    special: bool = False,
+    tokens: int = MAX_TOKENS,
     overwrite: bool = False,
     threads: int | None = None,
     report: StagedReport | None = None,
@@ -78,6 +84,10 @@ def export(
     beside it. Both get their names when both are written, the tower first: a `path` that is there
     has all it needs, and a run that was killed leaves no tower that would stop the next one.
 
+    calibrate: a text like those the model is for, or its token ids; the recipe's bytes go where
+    they count on it, and blocks are fitted to it (calibrated.py). Instead of imatrix. special: it
+    spells out special tokens, as a text of chats does. tokens: of it that are read at most.
+
     Raises FileExistsError, OSError (disk), ModelFormatError (NaN or infinity, an imatrix of another
     model), UnsupportedModelError for what GGUF has no way to say.
     """
@@ -85,8 +95,21 @@ def export(
     if path.suffix.lower() != ".gguf":
         raise ValueError(f"{path}: expected a name that ends in .gguf")
     refuse_existing(path, overwrite)
+    if imatrix is not None and calibrate is not None:
+        raise ValueError("imatrix and calibrate: expected one of them, not both")
     importance = {} if imatrix is None else read_imatrix(imatrix)
-    text = _text_file(checkpoint, recipe, mtp=mtp, importance=importance, threads=threads)
+    windows = None
+    if calibrate is not None:
+        windows = cut(token_ids(checkpoint, calibrate, special=special), limit=tokens)
+    text = _text_file(
+        checkpoint,
+        recipe,
+        mtp=mtp,
+        importance=importance,
+        windows=windows,
+        threads=threads or default_threads(),
+        report=report,
+    )
     seen = _vision_file(checkpoint, path) if vision and checkpoint.has_vision else None
     if seen is not None:
         refuse_existing(seen.path, overwrite)
@@ -153,14 +176,38 @@ def _keeps_mtp(checkpoint: Checkpoint, mtp: bool) -> bool:
 
 
 def _text_file(
-    checkpoint: Checkpoint, recipe: str, *, mtp: bool, importance: Importance, threads: int | None
+    checkpoint: Checkpoint,
+    recipe: str,
+    *,
+    mtp: bool,
+    importance: Importance,
+    windows: list[NDArray[np.int32]] | None,
+    threads: int,
+    report: StagedReport | None,
 ) -> _File:
     text, tensors = checkpoint.config.text, checkpoint.tensors
     names = _text_names(checkpoint, mtp)
     types: dict[str, str] = {}
+    options = {"layers": text.num_hidden_layers, "tied": text.tie_word_embeddings}
     if recipe != KEEP:
-        options = {"layers": text.num_hidden_layers, "tied": text.tie_word_embeddings}
-        types = dict(plan(tensors, recipe, **options))
+        planned = dict(plan(tensors, recipe, **options))
+        types = {name: planned[name] for name in names if name in planned}
+    calibrated = None
+    if windows is not None and types:
+        from .calibrated import Calibrated
+
+        calibrated = Calibrated(
+            checkpoint,
+            recipe,
+            types,
+            windows,
+            budget=budget_bytes(types, tensors, recipe, **options),
+            matrix=functools.partial(_matrix, checkpoint),
+            orders=_column_orders(checkpoint, types),
+            threads=threads,
+            report=report,
+        )
+        types |= calibrated.types()
     out, measured = [], 0
     for name in names:
         if name not in types:
@@ -170,7 +217,10 @@ def _text_file(
         shape = tensors.span(name).shape
         columns = importance_of(importance, stored, shape[1])
         measured += columns is not None
-        make = functools.partial(_encoded, checkpoint, name, types[name], columns, threads)
+        how: Any = functools.partial(encode_in_bands, importance=columns, threads=threads)
+        if calibrated is not None:
+            how = functools.partial(calibrated.encode, name)
+        make = functools.partial(_encoded, checkpoint, name, types[name], how)
         out.append(OutTensor(stored, BY_NAME[types[name].upper()], shape, make))
     if importance and not measured and types:
         raise ModelFormatError(
@@ -243,22 +293,40 @@ def _encoded(
     checkpoint: Checkpoint,
     name: str,
     type: str,
-    importance: NDArray[np.float32] | None,
-    threads: int | None,
+    how: Callable[..., Iterator[Blocks]],
     share: Share,
 ) -> Iterator[NDArray[Any]]:
-    """The blocks of a matrix, a band at a time."""
-    tensors = checkpoint.tensors
-    tiled = isinstance(tensors, GgufTensors)
-    matrix = tensors.stored(name) if tiled else _in_stored_order(checkpoint, name)
+    """The blocks of a matrix, in the bands that how(matrix, type, done=) makes."""
+    matrix = _matrix(checkpoint, name)
     elements = math.prod(matrix.shape)
-    options: dict[str, Any] = {"importance": importance, "threads": threads}
     try:
-        for band in encode_in_bands(matrix, type, done=lambda n: share(n / elements), **options):
-            tensors.let_go(name)
+        for band in how(matrix, type, done=lambda n: share(n / elements)):
+            checkpoint.tensors.let_go(name)
             yield band.data
     except ValueError as error:
         raise ModelFormatError(f"{checkpoint.path}: tensor {shown(name)}: {error}") from None
+
+
+def _matrix(checkpoint: Checkpoint, name: str) -> NDArray[Any] | Blocks:
+    """A matrix of the source as the file will have it."""
+    tensors = checkpoint.tensors
+    tiled = isinstance(tensors, GgufTensors)
+    return tensors.stored(name) if tiled else _in_stored_order(checkpoint, name)
+
+
+def _column_orders(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, NDArray[np.intp]]:
+    """The orders that a folder's columns are put in, of the matrices where they are."""
+    if isinstance(checkpoint.tensors, GgufTensors):
+        return {}
+    found = {name: _column_order(checkpoint, _source(checkpoint, name)) for name in names}
+    return {name: order for name, order in found.items() if order is not None}
+
+
+def _column_order(checkpoint: Checkpoint, source: Source) -> NDArray[np.intp] | None:
+    if source.column_heads is None:
+        return None
+    width = checkpoint.config.text.linear_value_head_dim
+    return expanded(np.argsort(source.column_heads), width)
 
 
 def _in_stored_order(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
@@ -274,10 +342,8 @@ def _in_stored_order(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
         found = (-np.exp(found.astype(np.float64))).astype(np.float32)
     if source.rows is not None:
         found = found[np.argsort(source.rows)]
-    if source.column_heads is not None:
-        width = checkpoint.config.text.linear_value_head_dim
-        found = found[:, expanded(np.argsort(source.column_heads), width)]
-    return found
+    order = _column_order(checkpoint, source)
+    return found if order is None else found[:, order]
 
 
 # The vision tower

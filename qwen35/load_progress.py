@@ -13,6 +13,8 @@ from .progress import is_interactive
 Report = Callable[[int, int, str], object]  # bytes done, bytes in all, stage
 LoadProgress = bool | Report | None
 
+# What stages count that do not count bytes.
+UNITS = {"calibrate": " tokens", "try types": " matrices", "weigh matrices": " measurements"}
 PATIENCE_S = 0.3  # a load this fast shows no bar
 
 
@@ -62,8 +64,8 @@ class _Bar:
                 self._bar = tqdm(
                     total=total,
                     desc=stage,
-                    unit="B",
-                    unit_scale=True,
+                    unit=UNITS.get(stage, "B"),
+                    unit_scale=stage not in UNITS,
                     delay=PATIENCE_S,
                     leave=False,
                     file=sys.stderr,

@@ -5,6 +5,7 @@ stay in the mapped files as stored; only quantize= and dtype="bfloat16" copy, an
 are stored in another type.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Blocks
+from .blocks import Blocks, PackedBlocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import Config
 from .errors import ModelFormatError
@@ -251,7 +252,7 @@ def _model(
 
     geometry = core_geometry(checkpoint, dtype=dtype, vision=vision)
     names = [name for name, _ in _core.expected_tensors(geometry)]
-    tensors = {name: _as_core(checkpoint.tensors.stored(name)) for name in names}
+    tensors = {name: as_core(checkpoint.tensors.stored(name)) for name in names}
     core = _core.Model(
         geometry,
         tensors,
@@ -259,7 +260,12 @@ def _model(
         kv_dtype=kv_dtype,
         progress=lambda done, total: report(done, total, "pack"),
     )
-    tokenizer: Any = _tokenizer(checkpoint)
+    del tensors
+    for name in core.laid_out:  # made in memory, and now twice there
+        blocks: Any = checkpoint.tensors.stored(name)
+        read: Any = functools.partial(core.read, name)
+        checkpoint.tensors.replace(name, PackedBlocks(blocks, read))
+    tokenizer: Any = tokenizer_of(checkpoint)
     return Model(
         checkpoint,
         core,
@@ -272,7 +278,8 @@ def _model(
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+def tokenizer_of(checkpoint: Checkpoint) -> "Tokenizer | AbsentTokenizer":
+    """The checkpoint's tokenizer; a stand-in that refuses text where it has none."""
     from .tokenizer import Tokenizer
 
     config, rows = checkpoint.config, checkpoint.config.text.vocab_size
@@ -331,7 +338,7 @@ class AbsentTokenizer:
         )
 
 
-def _as_core(array: "NDArray[Any] | Blocks") -> Any:
+def as_core(array: "NDArray[Any] | Blocks") -> Any:
     """The core takes bfloat16 as its bits, and blocks as (type, bytes, whether a file is mapped
     there).
     """

@@ -7,7 +7,7 @@ exponentiated, are q8_0 in every recipe. Vectors, convolutions and the vision to
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from .errors import UnsupportedModelError
 PIECE = 1 << 21  # elements encoded by one task
 BAND = 1 << 26  # elements in memory at once where blocks go to a file
 GATES = ("in_proj_a.weight", "in_proj_b.weight")
+LEAN = (*GATES, "v_proj.weight", "in_proj_qkv.weight")  # where llama.cpp gives fewer bits
 # What a row that is no multiple of 256 becomes instead.
 SHORT_ROWS = {
     "q2_k": "q4_0",
@@ -73,10 +74,19 @@ def check_recipe(name: Any) -> str:
     return found
 
 
-def type_for(recipe: str, name: str, shape: tuple[int, ...], *, layers: int, tied: bool) -> str:
+def type_for(
+    recipe: str,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    layers: int,
+    tied: bool,
+    lean: bool = False,
+) -> str:
     """The type of the tensor `name` under a recipe; "" where it stays as it is stored.
 
-    layers: of the text model. tied: the embedding is the head.
+    layers: of the text model. tied: the embedding is the head. lean: as llama.cpp's Q4_K_M and
+    Q5_K_M have it, with fewer bits for gates and for most layers' values.
     """
     known, own = RECIPES[recipe], ""
     if len(shape) != 2 or name.startswith("model.visual.") or not name.endswith(".weight"):
@@ -85,6 +95,9 @@ def type_for(recipe: str, name: str, shape: tuple[int, ...], *, layers: int, tie
     layer = int(part) if part.isdecimal() else -1
     if name == "lm_head.weight" or (tied and name.endswith("embed_tokens.weight")):
         own = known.head
+    elif lean and name.endswith(LEAN):
+        values = not name.endswith(GATES) and _counts_more(layer, layers)
+        own = known.fine if values else known.base
     elif name.endswith(GATES):
         own = "q8_0"
     elif name.endswith("v_proj.weight"):
@@ -133,14 +146,7 @@ def encode(
     out = np.empty((len(rows), columns // elements * size), np.uint8)
 
     def one(begin: int) -> int:
-        piece = _numbers(matrix, begin, min(rows.stop, begin + each))
-        bad = np.argwhere(~np.isfinite(piece))
-        if len(bad):
-            row, column = map(int, bad[0])
-            raise ValueError(
-                f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite "
-                "number"
-            )
+        piece = finite_rows(matrix, begin, min(rows.stop, begin + each))
         at = begin - rows.start
         out[at : at + each] = _core.encode_blocks(type, piece, importance)
         return piece.size
@@ -178,11 +184,19 @@ def encode_in_bands(
         yield encode(matrix, type, importance=importance, threads=threads, done=so_far, rows=rows)
 
 
-def _numbers(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:
-    """Rows begin to end as float32."""
+def finite_rows(matrix: NDArray[Any] | Blocks, begin: int, end: int) -> NDArray[np.float32]:
+    """Rows begin to end as float32; ValueError for NaN or infinity, naming its place."""
     if isinstance(matrix, Blocks):
-        return Blocks(matrix.type, matrix.data[begin:end]).decode()
-    return np.ascontiguousarray(matrix[begin:end], np.float32)
+        piece = Blocks(matrix.type, matrix.data[begin:end]).decode()
+    else:
+        piece = np.ascontiguousarray(matrix[begin:end], np.float32)
+    bad = np.argwhere(~np.isfinite(piece))
+    if len(bad):
+        row, column = map(int, bad[0])
+        raise ValueError(
+            f"row {begin + row}, column {column} is {piece[row, column]}: expected a finite number"
+        )
+    return piece
 
 
 def block_bytes(type: str, shape: tuple[int, ...]) -> int:
@@ -200,3 +214,15 @@ def plan(tensors: Any, recipe: str, *, layers: int, tied: bool) -> Iterator[tupl
         type = type_for(recipe, name, span.shape, layers=layers, tied=tied)
         if type and block_bytes(type, span.shape) < span.nbytes:
             yield name, type
+
+
+def budget_bytes(types: Mapping[str, str], tensors: Any, recipe: str, **options: Any) -> int:
+    """Bytes that the matrices in `types` may take together: those of these types, or those that
+    llama.cpp's mixture of the name takes, where that is less. options: layers and tied.
+    """
+    own = lean = 0
+    for name, type in types.items():
+        shape = tensors.span(name).shape
+        own += block_bytes(type, shape)
+        lean += block_bytes(type_for(recipe, name, shape, lean=True, **options), shape)
+    return min(own, lean)

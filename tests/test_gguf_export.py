@@ -99,9 +99,9 @@ def test_logits_are_those_of_quantizing_at_load(tmp_path: Path, recipe: str) -> 
         tmp_path / "small", **WIDE | {"linear_num_key_heads": 8, "hidden_size": 512}
     )
     converted(path, tmp_path / "x.gguf", recipe)
-    with qwen35.load(path, quantize=recipe, kv_dtype="float32") as model:
+    with qwen35.load(path, quantize=recipe, dtype="float32") as model:
         want = model.logits(IDS)
-    with qwen35.load(tmp_path / "x.gguf", kv_dtype="float32") as model:
+    with qwen35.load(tmp_path / "x.gguf", dtype="float32") as model:
         assert core_models.relative_error(model.logits(IDS), want) <= 1e-5
 
 
@@ -112,7 +112,7 @@ def test_logits_where_blocks_hold_other_columns(tmp_path: Path, recipe: str) -> 
     """
     path = checkpoints.write_checkpoint(tmp_path / "small", **WIDE)
     converted(path, tmp_path / "x.gguf", recipe)
-    with qwen35.load(tmp_path / "x.gguf", kv_dtype="float32") as model:
+    with qwen35.load(tmp_path / "x.gguf", dtype="float32") as model:
         got, tensors = model.logits(IDS), dict(model.tensors)
     want = Reference(checkpoints.config_of(**WIDE), tensors).logits(IDS)
     assert core_models.relative_error(got, want) <= 1e-4
@@ -184,8 +184,8 @@ def test_irregular_layers_and_yarn(tmp_path: Path) -> None:
 def test_folder_without_tokenizer(tmp_path: Path) -> None:
     path = checkpoints.write_checkpoint(tmp_path / "mute", tokenizer=False, template=None)
     converted(path, tmp_path / "x.gguf", vision=False)
-    with qwen35.load(tmp_path / "x.gguf", kv_dtype="float32") as got:
-        with qwen35.load(path, kv_dtype="float32") as want:
+    with qwen35.load(tmp_path / "x.gguf", dtype="float32") as got:
+        with qwen35.load(path, dtype="float32") as want:
             assert core_models.relative_error(got.logits(IDS), want.logits(IDS)) <= 1e-5
 
 
@@ -374,7 +374,7 @@ def test_llama_cpp_computes_the_same(tmp_path: Path, recipe: str) -> None:
     path = tmp_path / "x.gguf"
     converted("tiny", path, recipe)
     text = "What is 23 + 45? Which is larger, 301 or 299?"
-    with qwen35.load(path, kv_dtype="float32") as model:
+    with qwen35.load(path, dtype="float32") as model:
         ids = model.tokenize(text)
         ours = model.logits(ids).astype(np.float64)
     theirs = llama_cpp.Llama(

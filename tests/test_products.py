@@ -169,6 +169,18 @@ def test_tokens_of_16_bits_are_closer(target: str) -> None:
     assert fine * 100 < coarse
 
 
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E00], ids=["inf", "-inf", "NaN"])
+def test_scales_that_are_no_numbers_stay_so(target: str, bits: int) -> None:
+    """A damaged file shows in its own rows and in no other."""
+    rng = np.random.default_rng(4)
+    blocks = random_blocks(rng, "q8_0", 20, 64)
+    blocks[3, 34:36] = np.array([bits], np.uint16).view(np.uint8)
+    x = rng.standard_normal((2, 64)).astype(np.float32)
+    finite = np.isfinite(product(target, "q8_0", blocks, x))
+    assert not finite[:, 3].any()
+    assert finite[:, np.arange(20) != 3].all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     blocks = np.zeros((4, 34), np.uint8)
     with pytest.raises(ValueError, match="do not fit"):

@@ -185,3 +185,19 @@ def conversations(model: qwen35.Model) -> list[list[int]]:
                 one = example(rng, task, held=True, level=0.2, thinking=thinking)
                 found.append(model.tokenize("".join(renderer.text(one)), special=True))
     return found
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m", "iq4_xs", "q5_0", "q4_1", "q2_k"])
+def test_blocks_made_in_memory_are_there_once(recipe: str) -> None:
+    """What the core has laid out it alone keeps; tensors still read as the same numbers decode."""
+    with (
+        qwen35.load("tiny", quantize=recipe, dtype="float32") as exact,
+        qwen35.load("tiny", quantize=recipe) as model,
+    ):
+        kept = [model._checkpoint.tensors.stored(name) for name in model._native().laid_out]
+        assert kept or recipe == "q2_k"
+        assert all(blocks.data.size == 0 and blocks.nbytes > 0 for blocks in kept)
+        for name, want in exact.tensors.items():
+            assert np.array_equal(model.tensors[name], want), name
+        assert model.memory()["weights"] == exact.memory()["weights"]
+        assert not exact._native().laid_out

@@ -20,7 +20,7 @@ SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".inl"})
 
 # Floors of the house, ground floor first. A file includes headers of its own floor or below.
 FLOORS = (
-    {"status", "formats", "formats_iq", "iq_grids", "encode", "encode_fit", "block"},
+    {"status", "formats", "formats_iq", "iq_grids", "encode", "encode_fit", "compensate", "block"},
     {"mem", "cpu", "threads"},
     {"kernels/"},
     {"qwen35"},

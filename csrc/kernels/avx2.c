@@ -239,7 +239,7 @@ TARGET_BEGIN("avxvnni,avx2,fma,f16c,bmi2")
 #define token4 ipair
 #define idot4(acc, w, x, low) _mm256_dpbusd_epi32(acc, x, w)
 #define usigned4(p) _mm256_xor_si256(ipair(p), iset8((char)Q_BIAS))
-#define udot4(acc, w, x, bits) _mm256_dpbusd_epi32(acc, w, x)
+#define udot4(acc, w, x, bits) ((void)(bits), _mm256_dpbusd_epi32(acc, w, x))
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
     const I bias = iset8((char)Q_BIAS);
     for (size_t g = 0; g < n / panel->group; g++) {

@@ -210,7 +210,7 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define token4 ipair
 #define idot4(acc, w, x, low) _mm512_dpbusd_epi32(acc, x, w)
 #define usigned4(p) _mm512_xor_si512(ipair(p), iset8((char)Q_BIAS))
-#define udot4(acc, w, x, bits) _mm512_dpbusd_epi32(acc, w, x)
+#define udot4(acc, w, x, bits) ((void)(bits), _mm512_dpbusd_epi32(acc, w, x))
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
     const I bias = _mm512_set1_epi8((char)Q_BIAS);
     const size_t steps = panel->group / 4;

@@ -203,7 +203,7 @@ INLINE I dot_four(I acc, I w, I x) {
 #define PANEL(op) op##_neondotprod
 #define PANEL_NARROW 0
 #define idot4(acc, w, x, low) dot_four(acc, w, x)
-#define udot4(acc, w, x, bits) dot_four(acc, w, x)
+#define udot4(acc, w, x, bits) ((void)(bits), dot_four(acc, w, x))
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
     (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
 }

@@ -182,39 +182,32 @@ static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
 
 /* ---- one token, from packed records: nothing is stored on the way ---- */
 
-/* acc + products of unsigned codes and the token's bytes */
-ALWAYS void PANEL(packed_steps)(I acc[PARTS], const uint8_t *codes, const int first,
-                                const int steps, const uint8_t *q, const q35_packing p) {
-    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
-    for (int j = first; j < first + steps; j++) {
-        I x = usigned4(q + 4 * (j - first));
-        for (int c = 0; c < PARTS; c++) {
-            I code = PANEL(stored)(codes, j, c, p.bits);
-            if (p.leveled) code = ilevels(code);
-            if (wide && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
-            acc[c] = udot4(acc[c], code, x, wide ? 8 : p.bits);
-        }
-    }
-}
-
 /* One group, columns k .. k + 4 steps: codes stay as they are stored, and the token's sum mends the
-   offset. */
+   offset. Both bytes of a fine token meet a code once it is taken apart. */
 ALWAYS void PANEL(packed_group)(V sum[PARTS], const uint8_t *codes, const V scale[PARTS],
                                 const q35_tokens *x, size_t k, const q35_packing p,
                                 const int fine) {
-    const int wide = p.bits == 8 || p.leveled, steps = p.group / 4;
+    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
     const int offset = !wide ? p.offset : PANEL_SIGNED ? 0 : 128;
+    const int bits = wide ? 8 : p.bits, steps = p.group / 4;
     const int first = k % Q35_GROUP ? 4 : 0;
     const q35_token_group *group = x->group + k / Q35_GROUP;
     const int32_t total = steps == 8 ? group->part[0] + group->part[1] : group->part[first / 4];
-    I acc[PARTS];
-    for (int c = 0; c < PARTS; c++) acc[c] = izero();
-    PANEL(packed_steps)(acc, codes, first, steps, x->q + k, p);
-    if (fine) {
-        for (int c = 0; c < PARTS; c++) acc[c] = ishl8(acc[c]);
-        PANEL(packed_steps)(acc, codes, first, steps, x->low + k, p);
+    I acc[PARTS], low[PARTS];
+    for (int c = 0; c < PARTS; c++) acc[c] = low[c] = izero();
+    for (int j = 0; j < steps; j++) {
+        I q = usigned4(x->q + k + 4 * j), rest = q;
+        if (fine) rest = usigned4(x->low + k + 4 * j);
+        for (int c = 0; c < PARTS; c++) {
+            I code = PANEL(stored)(codes, first + j, c, p.bits);
+            if (p.leveled) code = ilevels(code);
+            if (wide && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
+            acc[c] = udot4(acc[c], code, q, bits);
+            if (fine) low[c] = udot4(low[c], code, rest, bits);
+        }
     }
     for (int c = 0; c < PARTS; c++) {
+        if (fine) acc[c] = iadd(ishl8(acc[c]), low[c]);
         if (offset) acc[c] = iadd(acc[c], iset(-offset * total));
         sum[c] = PANEL(add_group)(sum[c], acc[c], scale[c], group->scale);
     }

@@ -3,257 +3,8 @@
 
 #include <string.h>
 
-/* ---- geometry: dict -> struct ---- */
-
-static int get_size(PyObject *geometry, const char *key, size_t *value) {
-    PyObject *item = PyMapping_GetItemString(geometry, key);
-    if (!item) return -1;
-    *value = PyLong_AsSize_t(item);
-    Py_DECREF(item);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-static int get_float(PyObject *geometry, const char *key, float *value) {
-    PyObject *item = PyMapping_GetItemString(geometry, key);
-    if (!item) return -1;
-    *value = (float)PyFloat_AsDouble(item);
-    Py_DECREF(item);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-/* What is absent is false. */
-static int get_flag(PyObject *geometry, const char *key, int *flag) {
-    PyObject *item = PyMapping_GetItemString(geometry, key);
-    *flag = 0;
-    if (!item) {
-        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
-        PyErr_Clear();
-        return 0;
-    }
-    *flag = PyObject_IsTrue(item);
-    Py_DECREF(item);
-    return *flag < 0 ? -1 : 0;
-}
-
-static int get_kinds(PyObject *geometry, qwen35_geometry *g, uint8_t **kinds) {
-    PyObject *types = PyMapping_GetItemString(geometry, "layer_types");
-    PyObject *list = types ? PySequence_Fast(types, "layer_types: expected a sequence") : NULL;
-    Py_XDECREF(types);
-    if (!list) return -1;
-    g->L = (size_t)PySequence_Fast_GET_SIZE(list);
-    *kinds = PyMem_Calloc(g->L + 1, 1);
-    if (!*kinds) PyErr_NoMemory();
-    for (size_t l = 0; *kinds && l < g->L; l++) {
-        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(list, (Py_ssize_t)l));
-        if (!name) break;
-        (*kinds)[l] = strcmp(name, "full_attention") == 0 ? QWEN35_FULL : QWEN35_LINEAR;
-        if ((*kinds)[l] == QWEN35_LINEAR && strcmp(name, "linear_attention") != 0)
-            PyErr_Format(PyExc_ValueError,
-                         "layer_types[%zu]: '%s' is neither full_attention nor linear_attention", l,
-                         name);
-        if (PyErr_Occurred()) break;
-    }
-    Py_DECREF(list);
-    g->kinds = *kinds;
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-static PyArrayObject *get_vector(PyObject *dict, const char *key, int type) {
-    PyObject *item = PyMapping_GetItemString(dict, key);
-    if (!item) return NULL;
-    PyObject *array = PyArray_FROMANY(item, type, 1, 1, NPY_ARRAY_IN_ARRAY);
-    Py_DECREF(item);
-    return (PyArrayObject *)array;
-}
-
-static int get_rope(PyObject *geometry, qwen35_geometry *g, PyArrayObject **inv_freq) {
-    PyObject *section = PyMapping_GetItemString(geometry, "mrope_section");
-    PyObject *tuple = section ? PySequence_Tuple(section) : NULL;
-    Py_XDECREF(section);
-    Py_ssize_t s[3] = {0};
-    int parsed = tuple && PyArg_ParseTuple(tuple, "nnn;mrope_section", &s[0], &s[1], &s[2]);
-    Py_XDECREF(tuple);
-    if (!parsed) return -1;
-    for (int i = 0; i < 3; i++) g->mrope_section[i] = (size_t)s[i];
-    *inv_freq = get_vector(geometry, "inv_freq", NPY_FLOAT32);
-    if (!*inv_freq) return -1;
-    g->inv_freq = PyArray_DATA(*inv_freq);
-    g->Dr = 2 * (size_t)PyArray_SIZE(*inv_freq);
-    return get_float(geometry, "rope_attention_scaling", &g->rope_scaling);
-}
-
-/* What the struct only points to; released with geometry_clear. */
-typedef struct geometry_owner {
-    uint8_t *kinds;
-    PyArrayObject *inv_freq;
-    qwen35_vision_geometry vision;
-    PyArrayObject *vision_inv_freq, *deep;
-} geometry_owner;
-
-static void geometry_clear(geometry_owner *owner) {
-    PyMem_Free(owner->kinds);
-    Py_XDECREF(owner->inv_freq);
-    Py_XDECREF(owner->vision_inv_freq);
-    Py_XDECREF(owner->deep);
-}
-
-typedef struct size_field {
-    const char *key;
-    size_t *value;
-} size_field;
-
-static int get_sizes(PyObject *dict, const size_field *fields, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (get_size(dict, fields[i].key, fields[i].value)) return -1;
-    return 0;
-}
-
-/* The entry "vision", absent or None for a text model. */
-static int vision_parse(PyObject *geometry, qwen35_geometry *g, geometry_owner *owner) {
-    qwen35_vision_geometry *v = &owner->vision;
-    PyObject *dict = PyMapping_GetItemString(geometry, "vision");
-    if (!dict) {
-        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
-        PyErr_Clear();
-        return 0;
-    }
-    if (dict == Py_None) {
-        Py_DECREF(dict);
-        return 0;
-    }
-    size_t image_token, video_token, exact;
-    size_field sizes[] = {
-        {"hidden_size", &v->D},
-        {"intermediate_size", &v->F},
-        {"depth", &v->L},
-        {"num_heads", &v->H},
-        {"in_channels", &v->channels},
-        {"patch_size", &v->patch},
-        {"temporal_patch_size", &v->frames},
-        {"spatial_merge_size", &v->merge},
-        {"position_side", &v->side},
-        {"image_token_id", &image_token},
-        {"video_token_id", &video_token},
-        {"exact", &exact},
-    };
-    int failed = get_sizes(dict, sizes, sizeof sizes / sizeof *sizes);
-    if (!failed) owner->vision_inv_freq = get_vector(dict, "inv_freq", NPY_FLOAT32);
-    if (owner->vision_inv_freq)
-        owner->deep = get_vector(dict, "deepstack_visual_indexes", NPY_UINTP);
-    Py_DECREF(dict);
-    if (failed || !owner->deep) return -1;
-    if (!v->H || (size_t)PyArray_SIZE(owner->vision_inv_freq) != v->D / v->H / 4) {
-        PyErr_SetString(PyExc_ValueError, "vision: inv_freq must have hidden_size / num_heads / 4");
-        return -1;
-    }
-    v->exact = exact != 0;
-    v->image_token = (int32_t)image_token;
-    v->video_token = (int32_t)video_token;
-    v->inv_freq = PyArray_DATA(owner->vision_inv_freq);
-    v->deep = PyArray_DATA(owner->deep);
-    v->n_deep = (size_t)PyArray_SIZE(owner->deep);
-    g->vision = v;
-    return 0;
-}
-
-static int geometry_parse(PyObject *dict, qwen35_geometry *g, geometry_owner *owner) {
-    memset(g, 0, sizeof *g);
-    memset(owner, 0, sizeof *owner);
-    size_field sizes[] = {
-        {"hidden_size", &g->D},
-        {"intermediate_size", &g->F},
-        {"vocab_size", &g->V},
-        {"num_attention_heads", &g->Hq},
-        {"num_key_value_heads", &g->Hkv},
-        {"head_dim", &g->Dh},
-        {"linear_num_key_heads", &g->Hk},
-        {"linear_num_value_heads", &g->Hv},
-        {"linear_key_head_dim", &g->Dk},
-        {"linear_value_head_dim", &g->Dv},
-        {"linear_conv_kernel_dim", &g->K},
-    };
-    if (get_sizes(dict, sizes, sizeof sizes / sizeof *sizes)) return -1;
-    if (get_float(dict, "rms_norm_eps", &g->eps)) return -1;
-    if (get_flag(dict, "tie_word_embeddings", &g->tied)) return -1;
-    if (get_flag(dict, "tiled_value_heads", &g->tiled_heads)) return -1;
-    if (get_flag(dict, "integer_products", &g->integers)) return -1;
-    if (get_kinds(dict, g, &owner->kinds) || get_rope(dict, g, &owner->inv_freq)) return -1;
-    return vision_parse(dict, g, owner);
-}
-
-/* ---- expected_tensors ---- */
-
-const char q35_expected_tensors_doc[] =
-    "expected_tensors(geometry) -> list[tuple[str, tuple[int, ...]]]\n\n"
-    "Name and shape of every tensor a checkpoint of this geometry holds.";
-
-static int collect(void *arg, const char *name, int rank, const size_t *shape) {
-    PyObject *dims = PyTuple_New(rank);
-    if (!dims) return -1;
-    for (int i = 0; i < rank; i++) {
-        PyObject *dim = PyLong_FromSize_t(shape[i]);
-        if (!dim) {
-            Py_DECREF(dims);
-            return -1;
-        }
-        PyTuple_SET_ITEM(dims, i, dim);
-    }
-    PyObject *entry = Py_BuildValue("(sN)", name, dims);
-    int failed = !entry || PyList_Append(arg, entry);
-    Py_XDECREF(entry);
-    return failed ? -1 : 0;
-}
-
-PyObject *q35_expected_tensors(PyObject *module, PyObject *geometry) {
-    (void)module;
-    qwen35_geometry g;
-    geometry_owner owner;
-    PyObject *list = NULL;
-    if (geometry_parse(geometry, &g, &owner) == 0) {
-        list = PyList_New(0);
-        if (list && qwen35_expected_tensors(&g, collect, list)) Py_CLEAR(list);
-    }
-    geometry_clear(&owner);
-    return list;
-}
-
-/* ---- plan_memory ---- */
-
-const char q35_plan_memory_doc[] =
-    "plan_memory(geometry, *, threads=1, kv_dtype='float16') -> dict[str, int]\n\n"
-    "What Model.memory() of such a model says, but for its weights.";
-
-PyObject *q35_plan_memory(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"geometry", "threads", "kv_dtype", NULL};
-    PyObject *dict;
-    int threads = 1;
-    const char *kv_name = "float16";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$is:plan_memory", names, &dict, &threads,
-                                     &kv_name))
-        return NULL;
-    q35_dtype kv_dtype;
-    if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
-    qwen35_geometry g;
-    geometry_owner owner;
-    PyObject *result = NULL;
-    if (geometry_parse(dict, &g, &owner) == 0) {
-        qwen35_memory m;
-        qwen35_status status = {0};
-        if (qwen35_plan_memory(&g, threads, kv_dtype, &m, &status))
-            q35_raise(PyModule_GetState(module), &status);
-        else
-            result = Py_BuildValue("{s:n,s:n,s:n,s:n}", "owned", (Py_ssize_t)m.owned,
-                                   "kv_per_token", (Py_ssize_t)m.kv_per_token, "state",
-                                   (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
-    }
-    geometry_clear(&owner);
-    return result;
-}
-
-/* ---- Model ---- */
-
 typedef struct tensor_source {
-    PyObject *mapping, *arrays; /* where to look; where found arrays are kept */
+    PyObject *mapping, *arrays, *names; /* where to look; where arrays, and names, are kept */
 } tensor_source;
 
 static q35_dtype block_type(const char *name) {
@@ -290,8 +41,7 @@ static int blocks_lookup(PyObject *pair, const char *name, qwen35_tensor *tensor
 
 /* Gives C the bytes of one array, or fails with an exception set where the array is not what C can
  * read. */
-static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
-    tensor_source *source = arg;
+static int array_lookup(const tensor_source *source, const char *name, qwen35_tensor *tensor) {
     tensor->mapped = 0;
     PyObject *item = PyMapping_GetItemString(source->mapping, name);
     if (!item) {
@@ -325,6 +75,17 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
     return 0;
 }
 
+static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
+    const tensor_source *source = arg;
+    if (array_lookup(source, name, tensor)) return 1;
+    PyObject *address = PyLong_FromVoidPtr((void *)tensor->data),
+             *text = PyUnicode_FromString(name);
+    int failed = !address || !text || PyDict_SetItem(source->names, address, text);
+    Py_XDECREF(address);
+    Py_XDECREF(text);
+    return failed;
+}
+
 PyDoc_STRVAR(model_doc,
              "Model(geometry, tensors, *, threads=1, kv_dtype='float16', progress=None)\n\n"
              "Weights bound to names, matrices of blocks laid out for the processor meanwhile: "
@@ -344,6 +105,20 @@ static int pack(ModelObject *self, module_state *state, PyObject *progress) {
     return -1;
 }
 
+/* Lets the arrays go that the core has copies of, but for their addresses among the names. */
+static int let_arrays_go(ModelObject *self) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->arrays); i++) {
+        PyObject *item = PyList_GET_ITEM(self->arrays, i);
+        if (!PyTuple_Check(item)) continue;
+        PyArrayObject *array = (PyArrayObject *)PyTuple_GET_ITEM(item, 1);
+        size_t shape[2];
+        if (!qwen35_model_read(self->model, PyArray_DATA(array), shape, NULL)) continue;
+        Py_INCREF(Py_None);
+        if (PyList_SetItem(self->arrays, i, Py_None)) return -1;
+    }
+    return 0;
+}
+
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", "progress", NULL};
     PyObject *geometry, *tensors, *progress = Py_None;
@@ -357,28 +132,31 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     qwen35_geometry g;
     geometry_owner owner;
     ModelObject *self = NULL;
-    if (geometry_parse(geometry, &g, &owner)) goto done;
+    if (q35_geometry_parse(geometry, &g, &owner)) goto done;
     self = (ModelObject *)type->tp_alloc(type, 0);
     if (!self) goto done;
     self->arrays = PyList_New(0);
-    if (!self->arrays) goto fail;
-    tensor_source source = {tensors, self->arrays};
+    self->names = PyDict_New();
+    if (!self->arrays || !self->names) goto fail;
+    tensor_source source = {tensors, self->arrays, self->names};
     qwen35_status status = {0};
     self->model = qwen35_model_new(&g, lookup, &source, threads, kv_dtype, &status);
     if (!self->model && !PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
     if (self->model &&
-        !pack(self, PyType_GetModuleState(type), progress == Py_None ? NULL : progress))
+        !pack(self, PyType_GetModuleState(type), progress == Py_None ? NULL : progress) &&
+        !let_arrays_go(self))
         goto done;
 fail:
     Py_CLEAR(self);
 done:
-    geometry_clear(&owner);
+    q35_geometry_clear(&owner);
     return (PyObject *)self;
 }
 
 static int model_traverse(ModelObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->arrays);
+    Py_VISIT(self->names);
     return 0;
 }
 
@@ -389,6 +167,7 @@ static void model_dealloc(ModelObject *self) {
     PyObject_GC_UnTrack(self);
     qwen35_model_free(self->model);
     Py_XDECREF(self->arrays);
+    Py_XDECREF(self->names);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -509,6 +288,29 @@ static PyObject *model_feature_shape(ModelObject *self, void *closure) {
                          (Py_ssize_t)D);
 }
 
+PyDoc_STRVAR(read_doc,
+             "read(name) -> float32 [rows, columns] or None\n\n"
+             "The numbers of a matrix whose blocks the core has laid out anew and let go of; None "
+             "for any other.");
+
+static PyObject *model_read(ModelObject *self, PyObject *name) {
+    PyObject *address, *known;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(self->names, &at, &address, &known)) {
+        int same = PyObject_RichCompareBool(name, known, Py_EQ);
+        if (same < 0) return NULL;
+        const void *data = same ? PyLong_AsVoidPtr(address) : NULL;
+        size_t shape[2];
+        if (!same || !qwen35_model_read(self->model, data, shape, NULL)) continue;
+        npy_intp dims[2] = {(npy_intp)shape[0], (npy_intp)shape[1]};
+        PyObject *array = PyArray_SimpleNew(2, dims, NPY_FLOAT32);
+        if (array)
+            qwen35_model_read(self->model, data, shape, PyArray_DATA((PyArrayObject *)array));
+        return array;
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(session_doc,
              "session(context) -> Session\n\nA new timeline of at most `context` tokens.");
 
@@ -527,6 +329,7 @@ static PyObject *model_batch(ModelObject *self, PyObject *argument) {
 }
 
 static PyMethodDef model_methods[] = {
+    {"read", (PyCFunction)model_read, METH_O, read_doc},
     {"memory", (PyCFunction)model_memory, METH_NOARGS, memory_doc},
     {"session", (PyCFunction)model_session, METH_O, session_doc},
     {"batch", (PyCFunction)model_batch, METH_O, batch_doc},
@@ -535,7 +338,22 @@ static PyMethodDef model_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Names of the matrices that `read` gives. */
+static PyObject *model_laid_out(ModelObject *self, void *closure) {
+    (void)closure;
+    PyObject *address, *name, *list = PyList_New(0);
+    Py_ssize_t at = 0;
+    size_t shape[2];
+    while (list && PyDict_Next(self->names, &at, &address, &name))
+        if (qwen35_model_read(self->model, PyLong_AsVoidPtr(address), shape, NULL) &&
+            PyList_Append(list, name))
+            Py_CLEAR(list);
+    return list;
+}
+
 static PyGetSetDef model_getset[] = {
+    {"laid_out", (getter)model_laid_out, NULL,
+     "Names of the matrices whose blocks the core has a copy of and let go of.", NULL},
     {"threads", (getter)model_threads, NULL, "Threads of one computation.", NULL},
     {"feature_shape", (getter)model_feature_shape, NULL,
      "(1 + DeepStack layers, D) of the features of one image token; None without a tower.", NULL},

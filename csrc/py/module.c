@@ -79,6 +79,10 @@ static PyMethodDef functions[] = {
     {"decode_blocks", q35_py_decode_blocks, METH_VARARGS, q35_py_decode_blocks_doc},
     {"encode_blocks", (PyCFunction)(void (*)(void))q35_py_encode_blocks,
      METH_VARARGS | METH_KEYWORDS, q35_py_encode_blocks_doc},
+    {"fitted_bytes", q35_py_fitted_bytes, METH_NOARGS, q35_py_fitted_bytes_doc},
+    {"feed_window", q35_py_feed_window, METH_VARARGS, q35_py_feed_window_doc},
+    {"polish_window", q35_py_polish_window, METH_VARARGS, q35_py_polish_window_doc},
+    {"pack_fitted", q35_py_pack_fitted, METH_VARARGS, q35_py_pack_fitted_doc},
     {NULL, NULL, 0, NULL},
 };
 

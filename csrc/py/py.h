@@ -23,6 +23,7 @@ typedef struct module_state {
 typedef struct ModelObject {
     PyObject_HEAD qwen35_model *model;
     PyObject *arrays; /* list: keeps the weights' memory alive */
+    PyObject *names;  /* dict: address of a tensor's bytes -> its name */
 } ModelObject;
 
 typedef struct SessionObject {
@@ -51,6 +52,8 @@ typedef struct watch {
     atomic_int *cancel; /* may be NULL */
     PyObject *progress; /* callable or NULL */
     PyObject *poll;     /* callable or NULL: what it raises ends the computation */
+    PyObject *observe;  /* callable or NULL: told of the input of every matrix product */
+    PyObject *names;    /* with it: of the model's tensors, by address */
     int raised;         /* a Python exception is set */
 } watch;
 
@@ -59,6 +62,18 @@ int q35_watch_progress(void *arg, size_t done, size_t total);
 
 /* int32 [T], a copy of its own. */
 PyArrayObject *q35_ids_array(PyObject *object);
+
+/* What the struct only points to; released with q35_geometry_clear. */
+typedef struct geometry_owner {
+    uint8_t *kinds;
+    PyArrayObject *inv_freq;
+    qwen35_vision_geometry vision;
+    PyArrayObject *vision_inv_freq, *deep;
+} geometry_owner;
+
+/* -1 with an exception; the owner must be cleared in any case, after the struct's last use. */
+int q35_geometry_parse(PyObject *dict, qwen35_geometry *geometry, geometry_owner *owner);
+void q35_geometry_clear(geometry_owner *owner);
 
 /* What a call appends: own copies of ids [T] and positions [3, T] (or NULL), so that other threads
    may do what they like, and features [n, feature_floats] (or NULL). */
@@ -101,9 +116,14 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_py_formats(PyObject *module, PyObject *ignored);
 PyObject *q35_py_decode_blocks(PyObject *module, PyObject *args);
 PyObject *q35_py_encode_blocks(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *q35_py_fitted_bytes(PyObject *module, PyObject *ignored);
+PyObject *q35_py_feed_window(PyObject *module, PyObject *args);
+PyObject *q35_py_polish_window(PyObject *module, PyObject *args);
+PyObject *q35_py_pack_fitted(PyObject *module, PyObject *args);
 
 extern const char q35_expected_tensors_doc[], q35_plan_memory_doc[], q35_sample_doc[],
     q35_kernel_names_doc[], q35_run_kernel_doc[], q35_run_product_doc[], q35_py_formats_doc[],
-    q35_py_decode_blocks_doc[], q35_py_encode_blocks_doc[];
+    q35_py_decode_blocks_doc[], q35_py_encode_blocks_doc[], q35_py_fitted_bytes_doc[],
+    q35_py_feed_window_doc[], q35_py_polish_window_doc[], q35_py_pack_fitted_doc[];
 
 #endif

@@ -40,6 +40,32 @@ int q35_watch_progress(void *arg, size_t done, size_t total) {
     return w->raised;
 }
 
+/* Shows the callable a view of x; what it does not look at costs nothing more. */
+static int show_product(watch *w, const void *weights, const float *x, size_t ldx, size_t T,
+                        size_t cols) {
+    PyObject *address = PyLong_FromVoidPtr((void *)weights), *result = NULL, *view = NULL;
+    PyObject *name = address ? PyDict_GetItemWithError(w->names, address) : NULL;
+    npy_intp shape[2] = {(npy_intp)T, (npy_intp)cols};
+    npy_intp strides[2] = {(npy_intp)(ldx * sizeof *x), sizeof *x};
+    if (name)
+        view = PyArray_New(&PyArray_Type, 2, shape, NPY_FLOAT32, strides, (void *)x, 0,
+                           NPY_ARRAY_ALIGNED, NULL);
+    if (view) result = PyObject_CallFunctionObjArgs(w->observe, name, view, NULL);
+    Py_XDECREF(address);
+    Py_XDECREF(view);
+    Py_XDECREF(result);
+    return (name && !result) || PyErr_Occurred();
+}
+
+static int watch_observe(void *arg, const void *weights, const float *x, size_t ldx, size_t T,
+                         size_t cols) {
+    watch *w = arg;
+    PyEval_RestoreThread(w->thread);
+    w->raised = w->raised || show_product(w, weights, x, ldx, T, cols);
+    w->thread = PyEval_SaveThread();
+    return w->raised;
+}
+
 PyArrayObject *q35_ids_array(PyObject *object) {
     return (PyArrayObject *)PyArray_FROMANY(object, NPY_INT32, 1, 1,
                                             NPY_ARRAY_IN_ARRAY | NPY_ARRAY_ENSURECOPY);
@@ -109,6 +135,7 @@ int q35_append_watched(SessionObject *self, const qwen35_input *input, watch *w,
     qwen35_status status = {0};
     options.poll = q35_watch_poll;
     options.progress = q35_watch_progress;
+    options.observe = w->observe ? watch_observe : NULL;
     options.arg = w;
     w->thread = PyEval_SaveThread();
     qwen35_session_append(self->session, input, &options, &status);
@@ -168,6 +195,29 @@ static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *
     int failed = q35_session_enter(self);
     if (!failed) {
         watch w = {.progress = progress == Py_None ? NULL : progress};
+        qwen35_input input = q35_prompt_input(&prompt);
+        failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
+        q35_session_leave(self);
+    }
+    q35_prompt_clear(&prompt);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(observe_doc,
+             "observe(ids, callback)\n\n"
+             "Append ids; callback(name, x) sees the input float32 [T, cols] of every matrix "
+             "product on the way, before it is made. x is valid during the call alone.");
+
+static PyObject *session_observe(SessionObject *self, PyObject *args) {
+    PyObject *ids, *callback;
+    prompt_arrays prompt;
+    if (!PyArg_ParseTuple(args, "OO:observe", &ids, &callback) ||
+        q35_prompt_parse(&prompt, self, ids, NULL, NULL))
+        return NULL;
+    int failed = q35_session_enter(self);
+    if (!failed) {
+        watch w = {.observe = callback, .names = ((ModelObject *)self->model)->names};
         qwen35_input input = q35_prompt_input(&prompt);
         failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
         q35_session_leave(self);
@@ -376,6 +426,7 @@ PyDoc_STRVAR(generate_doc,
 static PyMethodDef session_methods[] = {
     {"prefill", (PyCFunction)(void (*)(void))session_prefill, METH_VARARGS | METH_KEYWORDS,
      prefill_doc},
+    {"observe", (PyCFunction)session_observe, METH_VARARGS, observe_doc},
     {"logits_all", (PyCFunction)(void (*)(void))session_logits_all, METH_VARARGS | METH_KEYWORDS,
      logits_all_doc},
     {"score", (PyCFunction)session_score, METH_O, score_doc},

@@ -19,6 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 import qwen35
+from qwen35.checkpoint import open_checkpoint
+from qwen35.gguf_export import export
 
 ll = pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
@@ -154,3 +156,16 @@ def test_logits_of_their_files_without_rounding_tokens(bf16: Path, ftype: str) -
 
 def test_logits_of_bf16(bf16: Path) -> None:
     assert mean_kl(theirs(bf16), ours(bf16)) <= KL
+
+
+def test_logits_of_our_calibrated_file(bf16: Path) -> None:
+    """It has the types that calibration chose, blocks that were fitted, and no more bytes than
+    llama.cpp's Q4_K_M.
+    """
+    path, text = bf16.with_name("calibrated.gguf"), np.random.default_rng(8).integers(0, 200, 1100)
+    if not path.exists():
+        checkpoint = open_checkpoint(bf16)
+        export(checkpoint, path, "q4_k_m", calibrate=text.astype(np.int32))
+        checkpoint.close()
+    assert mean_kl(theirs(path), ours(path)) <= KL
+    assert path.stat().st_size <= quantized(bf16, "Q4_K_M").stat().st_size
