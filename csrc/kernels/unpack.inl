@@ -8,6 +8,7 @@
  *   round16(q, x, a)     q[i] = a x[i] to nearest even, i < 16; returns the sum
  *   round16_twice(q, low, x, a)   the same, and low[i] = 256 (a x[i] - q[i]), at most 127; returns
  *                        the sum of 256 q[i] + low[i]
+ *   PANEL_NARROW         whether codes of at most 6 bits stay unsigned
  *   PANEL(unpack_codes)  codes of 32 columns, of less than 8 bits
  *   PANEL(fix_panel)     fills panel->fix */
 #define INLINED static inline __attribute__((always_inline))
@@ -52,8 +53,14 @@ INLINED void PANEL(unpack_type)(q35_panel *panel, q35_panel_space *s, const uint
     const q35_record r = q35_record_of(p);
     for (size_t k = 0; k < n; k += r.columns)
         PANEL(unpack_record)(s, k, x + k / r.columns * r.bytes, p, r);
-    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, p.mins ? s->min : NULL, NULL,
-                         p.group};
+    *panel = (q35_panel){s->codes,
+                         Q35_GROUP * Q35_PANEL,
+                         s->scale,
+                         p.mins ? s->min : NULL,
+                         NULL,
+                         p.group,
+                         PANEL_NARROW && p.bits <= 6 && !p.leveled,
+                         p.offset};
     if (p.bits == 8) { /* signed bytes already: read where they lie */
         panel->codes = (const int8_t *)x + r.codes;
         panel->code_stride = r.bytes;
