@@ -157,6 +157,17 @@ def test_extreme_codes_and_tokens(target: str, type: str, fine: bool) -> None:
             assert np.array_equal(alone, y[t : t + 1])
 
 
+def test_tokens_too_small_to_scale_are_zeros(target: str) -> None:
+    """127 / 1e-37 is no float: sums of what that gave would leave their integers."""
+    blocks = random_blocks(np.random.default_rng(6), "q8_0", 16, 64)
+    x = np.full((2, 64), 1e-37, np.float32)
+    x[1, 32:] = 1.0
+    y = product(target, "q8_0", blocks, x)
+    assert np.all(y[0] == 0)
+    x[1, :32] = 0
+    check(y[1:], decoded("q8_0", blocks, 64), rounded(x[1:], fine=False))
+
+
 def test_tokens_of_16_bits_are_closer(target: str) -> None:
     """Against the product that rounds no token: 100 times closer at least (256 in theory)."""
     rng = np.random.default_rng(2)

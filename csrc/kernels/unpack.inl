@@ -13,12 +13,13 @@
  *   PANEL(fix_panel)     fills panel->fix */
 #define INLINED static inline __attribute__((always_inline))
 
+/* Groups whose largest number is below 1e-30 count as zeros: 127 / top must stay finite. */
 static void PANEL(quantize)(const q35_tokens *tokens, size_t t, const float *x) {
     const size_t n = tokens->columns;
     uint8_t *q = tokens->q + t * n, *low = tokens->low ? tokens->low + t * n : NULL;
     q35_token_group *group = tokens->group + t * (n / Q35_GROUP);
     for (size_t k = 0; k < n; k += Q35_GROUP, group++) {
-        const float top = largest32(x + k), inverse = top > 0 ? 127.0f / top : 0.0f;
+        const float top = largest32(x + k), inverse = top > 1e-30f ? 127.0f / top : 0.0f;
         group->scale = top * (low ? 1.0f / 127.0f / 256.0f : 1.0f / 127.0f);
         for (size_t h = 0; h < 2; h++) {
             const size_t i = k + h * Q35_PART;
