@@ -167,14 +167,16 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
 }
 
 const char q35_run_product_doc[] =
-    "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1)\n\n"
-    "y [T, rows] (+)= x [T, columns] W^T as integers, W in blocks, uint8 [rows, bytes of a row]; "
-    "for\n"
-    "tests. packed: laid out beforehand, where the type is packable; fine: tokens of 16 bits.";
+    "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1,\n"
+    "            repeat=1) -> list[float]\n\n"
+    "y [T, rows] (+)= x [T, columns] W^T, W uint8 [rows, bytes of a row]: blocks as integers,\n"
+    "'f32', 'f16' and 'bf16' in float32; for tests and benchmarks. packed: laid out beforehand,\n"
+    "where the type is packable; fine: tokens of 16 bits. Returns the seconds of each of `repeat`\n"
+    "products, without layout.";
 
-/* With the target's kernels in place of the process's own. */
+/* With the target's kernels in place of the process's own; seconds [repeat]. */
 static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packed, int add,
-                    int threads, qwen35_status *status) {
+                    int threads, double *seconds, int repeat, qwen35_status *status) {
     q35_team team;
     q35_pool *pool = q35_pool_new(threads, status);
     q35_team_init(&team, pool, NULL, NULL);
@@ -186,7 +188,11 @@ static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packe
         w->packed = bytes;
     }
     q35_product product = {w, y, w->rows};
-    if (!status->code) q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+    for (int i = 0; i < repeat && !status->code; i++) {
+        const double start = q35_monotonic_s();
+        q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+        seconds[i] = q35_monotonic_s() - start;
+    }
     q35_pool_free(pool);
     q35_free(bytes);
     q35_free(memory);
@@ -194,16 +200,19 @@ static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packe
 }
 
 PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"target", "type", "blocks", "x",       "y",
-                            "packed", "fine", "add",    "threads", NULL};
+    static char *names[] = {"target", "type", "blocks",  "x",      "y", "packed",
+                            "fine",   "add",  "threads", "repeat", NULL};
     const char *target, *type, *own = q35_kernel->name;
     PyArrayObject *blocks, *x, *y;
-    int packed = 1, fine = 0, add = 0, threads = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppi:run_product", names, &target,
+    int packed = 1, fine = 0, add = 0, threads = 1, repeat = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppii:run_product", names, &target,
                                      &type, &PyArray_Type, &blocks, &PyArray_Type, &x,
-                                     &PyArray_Type, &y, &packed, &fine, &add, &threads))
+                                     &PyArray_Type, &y, &packed, &fine, &add, &threads, &repeat))
         return NULL;
-    q35_dtype dtype = Q35_DTYPES;
+    if (repeat < 1)
+        return PyErr_Format(PyExc_ValueError, "run_product: repeat=%d: expected at least 1",
+                            repeat);
+    q35_dtype dtype = 0;
     while (dtype < Q35_FORMATS && strcmp(q35_formats[dtype].name, type) != 0) dtype++;
     if (dtype == Q35_FORMATS || PyArray_NDIM(blocks) != 2 || PyArray_NDIM(x) != 2 ||
         PyArray_NDIM(y) != 2 || PyArray_TYPE(x) != NPY_FLOAT32 || PyArray_TYPE(y) != NPY_FLOAT32 ||
@@ -220,12 +229,20 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
                     .dtype = dtype,
                     .rows = (size_t)PyArray_DIM(blocks, 0),
                     .cols = (size_t)PyArray_DIM(x, 1),
-                    .integers = 1,
+                    .integers = dtype >= Q35_DTYPES,
                     .fine = fine};
     qwen35_status status = {0};
+    double *seconds = PyMem_New(double, (size_t)repeat);
+    if (!seconds) return PyErr_NoMemory();
     multiply(&w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0), packed, add, threads,
-             &status);
+             seconds, repeat, &status);
     q35_kernels_select(own);
-    if (status.code) return q35_raise(PyModule_GetState(module), &status);
-    Py_RETURN_NONE;
+    PyObject *list = status.code ? NULL : PyList_New(repeat);
+    for (int i = 0; list && i < repeat; i++) {
+        PyObject *number = PyFloat_FromDouble(seconds[i]);
+        if (!number) Py_CLEAR(list);
+        if (list) PyList_SET_ITEM(list, i, number);
+    }
+    PyMem_Free(seconds);
+    return status.code ? q35_raise(PyModule_GetState(module), &status) : list;
 }
