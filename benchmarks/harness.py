@@ -95,6 +95,6 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part.strip()]
 
 
-def tell(*what: Any) -> None:
+def tell(*what: Any, sep: str = " ") -> None:
     """To those who watch; results alone go to stdout."""
-    print(*what, file=sys.stderr, flush=True)
+    print(*what, sep=sep, file=sys.stderr, flush=True)

@@ -21,7 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))  # the source tree's package, where none is installed
+sys.path.append(
+    str(Path(__file__).parents[1])
+)  # the source tree's package, where none is installed
 
 HERE = Path(__file__).parent
 NAMES = {
@@ -88,12 +90,18 @@ def describe(threads: int) -> dict[str, Any]:
     """Machine, instruction set, commit, and the measured limits."""
     from qwen35 import _core
 
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None and load > 0.5:
+        print(
+            f"load {load:.1f}: others compute here, figures are not to be quoted", file=sys.stderr
+        )
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "isa": _core.cpu()["isa"],
         "commit": commit(),
+        "load": load,
     } | limits(threads)
 
 
