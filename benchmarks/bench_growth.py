@@ -59,6 +59,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.stackplot(depths, stacks, labels=parts, colors=COLOURS, alpha=0.8)
         axes.plot(depths, [row["ms"] for row in rows], "o-", color="black", label="measured whole")
         axes.set_ylim(bottom=0)
+        axes.set_xticks(depths, [f"{depth:,}" for depth in depths], rotation=30, ha="right")
         axes.set_xlabel("tokens in the context")
         axes.set_title(f"{phase}, ms a token")
         axes.grid(alpha=0.3)
