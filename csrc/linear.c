@@ -39,7 +39,7 @@ typedef struct room {
     float *wide;             /* [threads, WIDE_ROWS, cols] of a block type, or [PANEL_ROWS, cols] */
     q35_tokens coarse, fine; /* all tokens in 8 bits and in 16, each where a matrix asks for it */
     q35_panel_space *space;  /* [threads] */
-    float *sum;              /* [threads, T, 16] of one panel */
+    float *sum;              /* [threads, T, rows of BLOCK_PANELS] */
 } room;
 
 /* Sets the pointers, given memory; returns the floats in all. */
@@ -59,7 +59,7 @@ static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *me
         {&at->fine.low, T * bytes},
         {&at->fine.group, T * groups},
         {&at->space, T ? threads * sizeof(q35_panel_space) / sizeof(float) : 0},
-        {&at->sum, threads * T * Q35_PANEL},
+        {&at->sum, threads * T * BLOCK_PANELS * Q35_PANEL},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -114,20 +114,27 @@ static void multiply_decoded(const job *j, const q35_product *product, size_t r,
     }
 }
 
-/* y [T, 16], ld elements apart, of the p-th panel */
-static void multiply_panel(const job *j, const q35_matrix *w, size_t p, float *y, size_t ld,
-                           q35_panel_space *space) {
+/* y [T, rows], ld elements apart, of `rows` rows from row r on, both multiples of 16. Piece by
+   piece of the columns, so that the tokens' part of it stays in the second-level cache for all
+   rows. */
+static void multiply_pieces(const job *j, const q35_matrix *w, size_t r, size_t rows, float *y,
+                            size_t ld, q35_panel_space *space) {
     const q35_tokens *tokens = w->fine ? &j->at.fine : &j->at.coarse;
-    if (j->T == 1 && w->packed && q35_kernel->dot_packed) {
-        q35_kernel->dot_packed(y, w->dtype, q35_packed_panel(w, p), tokens);
-        return;
-    }
     for (size_t k = 0; k < j->cols; k += Q35_PIECE) {
         size_t n = j->cols - k < Q35_PIECE ? j->cols - k : Q35_PIECE;
-        q35_panel panel;
-        q35_panel_read(&panel, space, w, p, k, n);
-        q35_kernel->dot_panel(y, ld, k > 0, &panel, tokens, j->T, k, n);
+        for (size_t i = 0; i < rows; i += Q35_PANEL) {
+            q35_panel panel;
+            q35_panel_read(&panel, space, w, (r + i) / Q35_PANEL, k, n);
+            q35_kernel->dot_panel(y + i, ld, k > 0, &panel, tokens, j->T, k, n);
+        }
     }
+}
+
+/* The same for a single token, from where the rows lie packed. */
+static void multiply_packed(const job *j, const q35_matrix *w, size_t r, size_t rows, float *y) {
+    const q35_tokens *token = w->fine ? &j->at.fine : &j->at.coarse;
+    for (size_t i = 0; i < rows; i += Q35_PANEL)
+        q35_kernel->dot_packed(y + i, w->dtype, q35_packed_panel(w, (r + i) / Q35_PANEL), token);
 }
 
 /* As integers, r a multiple of 16. Sums are made in y itself unless they are added to it, or reach
@@ -135,17 +142,23 @@ static void multiply_panel(const job *j, const q35_matrix *w, size_t p, float *y
 static void multiply_panels(const job *j, const q35_product *product, size_t r, size_t rows,
                             int worker) {
     const size_t T = j->T;
-    float *sum = j->at.sum + (size_t)worker * T * Q35_PANEL;
-    for (size_t i = 0; i < rows; i += Q35_PANEL) {
-        const size_t n = rows - i < Q35_PANEL ? rows - i : Q35_PANEL;
-        const int direct = n == Q35_PANEL && !j->add;
-        float *y = product->y + r + i;
-        multiply_panel(j, product->w, (r + i) / Q35_PANEL, direct ? y : sum,
-                       direct ? product->ldy : Q35_PANEL, j->at.space + worker);
+    const q35_matrix *w = product->w;
+    float *sum = j->at.sum + (size_t)worker * T * BLOCK_PANELS * Q35_PANEL;
+    for (size_t done = 0; done < rows; done += BLOCK_PANELS * Q35_PANEL) {
+        const size_t left = rows - done, most = BLOCK_PANELS * Q35_PANEL;
+        const size_t n = left < most ? left : most;
+        const size_t whole = (n + Q35_PANEL - 1) / Q35_PANEL * Q35_PANEL;
+        const int direct = n == whole && !j->add;
+        float *y = product->y + r + done, *out = direct ? y : sum;
+        const size_t ld = direct ? product->ldy : whole;
+        if (T == 1 && w->packed && q35_kernel->dot_packed)
+            multiply_packed(j, w, r + done, whole, out);
+        else
+            multiply_pieces(j, w, r + done, whole, out, ld, j->at.space + worker);
         for (size_t t = 0; t < T && !direct; t++)
             for (size_t k = 0; k < n; k++)
                 y[t * product->ldy + k] =
-                    (j->add ? y[t * product->ldy + k] : 0) + sum[t * Q35_PANEL + k];
+                    (j->add ? y[t * product->ldy + k] : 0) + sum[t * whole + k];
     }
 }
 

@@ -179,7 +179,7 @@ static void split_rows(q35_panel *panel, q35_panel_space *s, const q35_matrix *w
                 memcpy(codes + i * Q35_PANEL, parts.code + i, 4);
         }
     }
-    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, s->min, NULL, Q35_PART};
+    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, s->min, NULL, Q35_PART, 0, 0};
     q35_kernel->fix_panel(panel, s, n);
 }
 

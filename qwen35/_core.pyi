@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-Isa = Literal["c", "avx2", "avx512", "avx512vnni", "avx512bf16"]
+Isa = Literal["c", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondotprod"]
 KvDtype = Literal["float32", "float16", "bfloat16", "q8_0"]
 
 class Geometry(TypedDict):

@@ -12,9 +12,8 @@ from typing import Any
 import guard
 import numpy as np
 import pytest
+from kernels_under_test import core as _core
 from numpy.typing import NDArray
-
-from qwen35 import _core
 
 Array = NDArray[Any]
 TARGETS = _core.kernels()
@@ -135,10 +134,11 @@ def test_adds_to_what_is_there(target: str) -> None:
     check(y, decoded("q4_k", blocks, 512), rounded(x, fine=False), begin=begin)
 
 
+@pytest.mark.parametrize("fine", [False, True], ids=["8 bits", "16 bits"])
 @pytest.mark.parametrize("type", PACKED)
-def test_extreme_codes_and_tokens(target: str, type: str) -> None:
-    """Every bit of the codes set or none, tokens at their largest with one sign, of zeros, and with
-    one number among zeros: no sum may leave its integers.
+def test_extreme_codes_and_tokens(target: str, type: str, fine: bool) -> None:
+    """Every bit of the codes set or none, tokens at their largest with one sign, of zeros, with one
+    number among zeros, and with low bytes of -128: no sum may leave its integers.
     """
     rng = np.random.default_rng(1)
     for byte in (0x00, 0xFF, 0x80):
@@ -146,11 +146,26 @@ def test_extreme_codes_and_tokens(target: str, type: str) -> None:
         _, elements, size, _ = FORMATS[type]
         codes = blocks.reshape(16, -1, size)[..., 4 if type != "q6_k" else 0 :]
         codes[..., : size - 8 if type == "q6_k" else None] = byte
-        x = np.zeros((5, 1024), np.float32)
+        x = np.zeros((6, 1024), np.float32)
+        x[5], x[5, ::GROUP] = -0.4995, 127
         x[0], x[1], x[2, ::2], x[2, 1::2], x[3, 17] = 3.0, -3.0, 5.0, -5.0, 1e-3
-        y = product(target, type, blocks, x)
-        check(y, decoded(type, blocks, 1024), rounded(x, fine=False))
+        y = product(target, type, blocks, x, fine=fine)
+        check(y, decoded(type, blocks, 1024), rounded(x, fine=fine))
         assert np.all(y[4] == 0)
+        for t in range(len(x)):
+            alone = product(target, type, blocks, x[t : t + 1], fine=fine)
+            assert np.array_equal(alone, y[t : t + 1])
+
+
+def test_tokens_too_small_to_scale_are_zeros(target: str) -> None:
+    """127 / 1e-37 is no float: sums of what that gave would leave their integers."""
+    blocks = random_blocks(np.random.default_rng(6), "q8_0", 16, 64)
+    x = np.full((2, 64), 1e-37, np.float32)
+    x[1, 32:] = 1.0
+    y = product(target, "q8_0", blocks, x)
+    assert np.all(y[0] == 0)
+    x[1, :32] = 0
+    check(y[1:], decoded("q8_0", blocks, 64), rounded(x[1:], fine=False))
 
 
 def test_tokens_of_16_bits_are_closer(target: str) -> None:

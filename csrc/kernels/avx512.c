@@ -140,9 +140,18 @@ INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
     return dot_bytes(acc, e, split_bytes(x));
 }
 
+/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
+INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+    I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(w, x), _mm512_maddubs_epi16(v, z));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
 #define PANEL(op) op##_avx512
 #define PANEL_TOKENS 4 /* 4 sums, 4 numbers of f32, 2 of rows, 2 of a token */
 #define PANEL_FIX 0
+#define PANEL_NARROW 1
+#define PANEL_SIGNED 0
+#define idot8 dot_narrow
 #define round16(q, x, a) put_nearest(q, x, a, Q_BIAS)
 #define round16_twice(q, low, x, a) put_twice(q, low, x, a, Q_BIAS)
 #define Q_BIAS 0
@@ -150,7 +159,7 @@ INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
 #define X even_odd
 #define codes4(v) split_bytes(v)
 #define token4(p) split_bytes(ipair(p))
-#define idot4 dot_bytes
+#define idot4(acc, w, x, low) dot_bytes(acc, w, x)
 #define usigned4 ipair
 #define udot4 dot_unsigned
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
@@ -160,6 +169,8 @@ static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n)
 #undef PANEL
 #undef PANEL_TOKENS
 #undef PANEL_FIX
+#undef PANEL_NARROW
+#undef PANEL_SIGNED
 #undef Q_BIAS
 #undef W
 #undef X
@@ -190,12 +201,14 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define PANEL(op) op##_avx512vnni
 #define PANEL_TOKENS 8 /* 8 sums, 8 numbers of f32, rows and a token */
 #define PANEL_FIX 1
+#define PANEL_NARROW 0
+#define PANEL_SIGNED 0
 #define Q_BIAS 128
 #define W I
 #define X I
 #define codes4(v) (v)
 #define token4 ipair
-#define idot4(acc, w, x) _mm512_dpbusd_epi32(acc, x, w)
+#define idot4(acc, w, x, low) _mm512_dpbusd_epi32(acc, x, w)
 #define usigned4(p) _mm512_xor_si512(ipair(p), iset8((char)Q_BIAS))
 #define udot4(acc, w, x, bits) ((void)(bits), _mm512_dpbusd_epi32(acc, w, x))
 static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {

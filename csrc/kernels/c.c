@@ -175,6 +175,7 @@ static inline int32_t round16_twice(uint8_t *q, uint8_t *low, const float *x, fl
 static inline void halves(float *y, const void *x) { expand_f16_c(y, x, Q35_PANEL); }
 #define PANEL(op) op##_c
 #define Q_BIAS 0
+#define PANEL_NARROW 0
 static void fix_panel_c(q35_panel *panel, q35_panel_space *space, size_t n) {
     (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
 }

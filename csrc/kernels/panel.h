@@ -84,6 +84,8 @@ typedef struct q35_panel {
     const float *scale, *min; /* [columns / group, 16]; min, to be added, may be NULL */
     const int32_t *fix;       /* [columns / group, 16] what integer sums start from, or NULL: 0 */
     size_t group;
+    int narrow; /* codes are unsigned, below 64, and `offset` too large */
+    int offset;
 } q35_panel;
 
 /* Where one panel is unpacked to. */

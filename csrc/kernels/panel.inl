@@ -4,6 +4,9 @@
  *   PANEL(op)                 its own name of a function
  *   PANEL_TOKENS              tokens of a register tile: 8 or 4
  *   PANEL_FIX                 whether integer sums start from panel->fix
+ *   PANEL_NARROW              whether codes of at most 6 bits stay unsigned and go by two steps:
+ *   idot8(acc, w, x, v, z)    acc + w x + v z, w and v as they are loaded, x and z of usigned4
+ *   PANEL_SIGNED              whether udot4 takes both factors signed
  *   I, izero, iload, istore   vector of LANES int32, or of LANES times four bytes
  *   iset, iset8, isub8, itof  from one int32, from one byte; difference of bytes; int32 as f32
  *   iadd, ishl8               sums of int32; 256 times them
@@ -13,10 +16,11 @@
  *   ilevels(v)                q35_iq4_levels of bytes 0 to 15
  *   W, codes4(v)              signed bytes of LANES rows, ready to be multiplied
  *   X, token4(p)              four bytes of a token, in all lanes
- *   idot4(acc, w, x)          acc + sum of four products, exact
+ *   idot4(acc, w, x, low)     acc + sum of four products, exact; low: x may hold -128
  *   and for a single token, whose codes are not negative:
  *   usigned4(p)               four bytes of a token without the bias, in all lanes
- *   udot4(acc, w, x, bits)    as idot4, w unsigned of so many bits, x signed */
+ *   udot4(acc, w, x, bits)    as idot4, w unsigned of so many bits (PANEL_SIGNED: signed where it
+ *                             has 8), x signed */
 
 #define PARTS (Q35_PANEL / LANES)
 
@@ -36,7 +40,7 @@ ALWAYS void PANEL(unpack_codes)(int8_t *codes, const uint8_t *x, const q35_packi
         for (int c = 0; c < PARTS; c++) {
             I code = PANEL(stored)(x, j, c, p.bits);
             if (p.leveled) code = ilevels(code);
-            if (p.offset) code = isub8(code, iset8((char)p.offset));
+            if (p.offset && !PANEL_NARROW) code = isub8(code, iset8((char)p.offset));
             istore(codes + 64 * j + c * 4 * LANES, code);
         }
 }
@@ -50,34 +54,54 @@ ALWAYS V PANEL(add_group)(V sum, I acc, V scale, float token_scale) {
 
 /* acc + products of the bytes of T tokens and 16 rows, in `steps` of four columns */
 ALWAYS void PANEL(panel_steps)(I acc[PANEL_TOKENS][PARTS], const int8_t *codes, const uint8_t *q,
-                               size_t columns, const int steps, const int T) {
+                               size_t columns, const int steps, const int low, const int narrow,
+                               const int T) {
+    (void)low, (void)narrow; /* not every target asks */
+#if PANEL_NARROW
+    for (int j = 0; narrow && j < steps; j += 2) {
+        I w[2 * PARTS];
+        for (int c = 0; c < 2 * PARTS; c++) w[c] = iload(codes + (j * PARTS + c) * 4 * LANES);
+        for (int t = 0; t < T; t++) {
+            const uint8_t *bytes = q + (size_t)t * columns + 4 * j;
+            I x = usigned4(bytes), z = usigned4(bytes + 4);
+            for (int c = 0; c < PARTS; c++) acc[t][c] = idot8(acc[t][c], w[c], x, w[PARTS + c], z);
+        }
+    }
+    if (narrow) return;
+#endif
     for (int j = 0; j < steps; j++) {
         W w[PARTS];
         for (int c = 0; c < PARTS; c++) w[c] = codes4(iload(codes + (j * PARTS + c) * 4 * LANES));
         for (int t = 0; t < T; t++) {
             X x = token4(q + (size_t)t * columns + 4 * j);
-            for (int c = 0; c < PARTS; c++) acc[t][c] = idot4(acc[t][c], w[c], x);
+            for (int c = 0; c < PARTS; c++) acc[t][c] = idot4(acc[t][c], w[c], x, low);
         }
     }
 }
 
 /* One group of 16 rows against T tokens: columns k .. k + 4 steps of theirs. */
 ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const int8_t *codes, const float *scale,
-                               const float *min, const int32_t *fix, const q35_tokens *x, size_t k,
-                               const int steps, const int fine, const int T) {
+                               const float *min, const int32_t *fix, int offset,
+                               const q35_tokens *x, size_t k, const int steps, const int fine,
+                               const int narrow, const int T) {
     const size_t columns = x->columns, groups = columns / Q35_GROUP;
     const q35_token_group *group = x->group + k / Q35_GROUP;
     I acc[PANEL_TOKENS][PARTS];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < PARTS; c++) acc[t][c] = fix ? iload(fix + c * LANES) : izero();
-    PANEL(panel_steps)(acc, codes, x->q + k, columns, steps, T);
+    PANEL(panel_steps)(acc, codes, x->q + k, columns, steps, 0, narrow, T);
     if (fine) {
         for (int t = 0; t < T; t++)
             for (int c = 0; c < PARTS; c++) {
                 acc[t][c] = ishl8(acc[t][c]);
                 if (fix) acc[t][c] = iadd(acc[t][c], iload(fix + c * LANES));
             }
-        PANEL(panel_steps)(acc, codes, x->low + k, columns, steps, T);
+        PANEL(panel_steps)(acc, codes, x->low + k, columns, steps, 1, narrow, T);
+    }
+    for (int t = 0; narrow && offset && t < T; t++) {
+        const int32_t *part = group[(size_t)t * groups].part;
+        I mend = iset(-offset * (steps == 8 ? part[0] + part[1] : part[k % Q35_GROUP / Q35_PART]));
+        for (int c = 0; c < PARTS; c++) acc[t][c] = iadd(acc[t][c], mend);
     }
     for (int c = 0; c < PARTS; c++) {
         V s = vload(scale + c * LANES);
@@ -94,7 +118,7 @@ ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const int8_t *codes, 
 
 ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, const q35_tokens *x,
                               size_t k, size_t n, const int halved, const int with_min,
-                              const int fine, const int T) {
+                              const int fine, const int narrow, const int T) {
     const size_t columns = halved ? 16 : 32;
     V sum[PANEL_TOKENS][PARTS];
     for (int t = 0; t < T; t++)
@@ -106,7 +130,7 @@ ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, 
             w->codes + column / Q35_GROUP * w->code_stride + column % Q35_GROUP * Q35_PANEL;
         PANEL(panel_group)
         (sum, codes, w->scale + at, with_min ? w->min + at : NULL, PANEL_FIX ? w->fix + at : NULL,
-         x, k + column, halved ? 4 : 8, fine, T);
+         w->offset, x, k + column, halved ? 4 : 8, fine, narrow, T);
     }
     for (int t = 0; t < T; t++)
         for (int c = 0; c < PARTS; c++) vstore(y + (size_t)t * ld + c * LANES, sum[t][c]);
@@ -114,26 +138,26 @@ ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, 
 
 ALWAYS void PANEL(panel_tokens)(float *sum, size_t ld, int add, const q35_panel *w,
                                 const q35_tokens *x, size_t k, size_t n, const int fine,
-                                const int T) {
+                                const int narrow, const int T) {
     if (w->group == 16 && w->min)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 1, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 1, fine, narrow, T);
     else if (w->group == 16)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 0, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 0, fine, narrow, T);
     else if (w->min)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 1, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 1, fine, narrow, T);
     else
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 0, fine, T);
+        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 0, fine, narrow, T);
 }
 
 ALWAYS void PANEL(panel_all)(float *sum, size_t ld, int add, const q35_panel *w, q35_tokens x,
-                             size_t T, size_t k, size_t n, const int fine) {
+                             size_t T, size_t k, size_t n, const int fine, const int narrow) {
     size_t t = 0;
-#define TOKENS(count)                                                         \
-    for (; t + (count) <= T; t += (count)) {                                  \
-        PANEL(panel_tokens)(sum + t * ld, ld, add, w, &x, k, n, fine, count); \
-        x.q += (count) * x.columns;                                           \
-        x.low += fine ? (count) * x.columns : 0;                              \
-        x.group += (count) * (x.columns / Q35_GROUP);                         \
+#define TOKENS(count)                                                                 \
+    for (; t + (count) <= T; t += (count)) {                                          \
+        PANEL(panel_tokens)(sum + t * ld, ld, add, w, &x, k, n, fine, narrow, count); \
+        x.q += (count) * x.columns;                                                   \
+        x.low += fine ? (count) * x.columns : 0;                                      \
+        x.group += (count) * (x.columns / Q35_GROUP);                                 \
     }
     TOKENS(PANEL_TOKENS)
 #if PANEL_TOKENS > 4
@@ -146,10 +170,14 @@ ALWAYS void PANEL(panel_all)(float *sum, size_t ld, int add, const q35_panel *w,
 
 static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
                              const q35_tokens *tokens, size_t T, size_t k, size_t n) {
-    if (tokens->low)
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1);
+    if (PANEL_NARROW && w->narrow && tokens->low)
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1, 1);
+    else if (PANEL_NARROW && w->narrow)
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0, 1);
+    else if (tokens->low)
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1, 0);
     else
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0);
+        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0, 0);
 }
 
 /* ---- one token, from packed records: nothing is stored on the way ---- */
@@ -159,8 +187,9 @@ static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
 ALWAYS void PANEL(packed_group)(V sum[PARTS], const uint8_t *codes, const V scale[PARTS],
                                 const q35_tokens *x, size_t k, const q35_packing p,
                                 const int fine) {
-    const int wide = p.bits == 8 || p.leveled; /* signed bytes, to become unsigned */
-    const int offset = wide ? 128 : p.offset, bits = wide ? 8 : p.bits, steps = p.group / 4;
+    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
+    const int offset = !wide ? p.offset : PANEL_SIGNED ? 0 : 128;
+    const int bits = wide ? 8 : p.bits, steps = p.group / 4;
     const int first = k % Q35_GROUP ? 4 : 0;
     const q35_token_group *group = x->group + k / Q35_GROUP;
     const int32_t total = steps == 8 ? group->part[0] + group->part[1] : group->part[first / 4];
@@ -172,7 +201,7 @@ ALWAYS void PANEL(packed_group)(V sum[PARTS], const uint8_t *codes, const V scal
         for (int c = 0; c < PARTS; c++) {
             I code = PANEL(stored)(codes, first + j, c, p.bits);
             if (p.leveled) code = ilevels(code);
-            if (wide) code = isub8(code, iset8((char)128));
+            if (wide && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
             acc[c] = udot4(acc[c], code, q, bits);
             if (fine) low[c] = udot4(low[c], code, rest, bits);
         }

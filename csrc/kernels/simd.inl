@@ -10,6 +10,7 @@
  *   vpower(a, t)                   a 2^n, n held in the low bits of t
  *   vlargest(v)                    of the lanes
  *   vsum(v), vsum4(a, b, c, d)     sums of lanes, of one and of four vectors, in the same order
+ *   store_sums(y, add, s)          y[i] = (add ? y[i] : 0) + s[i], i < 4, s of vsum4
  *   vload_as, vload_as_n           elements of a storage type as f32
  *   DOT_TOKENS                     with DOT_ROWS the register tile of dot
  *   MIX_TOKENS, MIX_VECTORS        the register tile of mix */
@@ -44,8 +45,7 @@ ALWAYS void dot_tile(float *y, size_t ldy, const void *w, size_t w0, size_t ldw,
     for (int t = 0; t < T; t++) {
         float *out = y + (size_t)t * ldy;
         if (R == 4) {
-            __m128 sums = vsum4(acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
-            _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
+            store_sums(out, add, vsum4(acc[0][t], acc[1][t], acc[2][t], acc[3][t]));
             continue;
         }
         for (int r = 0; r < R; r++) out[r] = add ? out[r] + vsum(acc[r][t]) : vsum(acc[r][t]);

@@ -19,3 +19,7 @@ INLINE __m128 sum8x4(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c4, d4), _mm_unpackhi_ps(c4, d4));
     return _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
 }
+
+INLINE void store_sums(float *y, int add, __m128 sums) {
+    _mm_storeu_ps(y, add ? _mm_add_ps(_mm_loadu_ps(y), sums) : sums);
+}

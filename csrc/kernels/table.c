@@ -3,13 +3,18 @@
 
 #include "../cpu.h"
 #include "kernels.h"
+#include "target.h"
 
 extern const q35_kernels q35_kernels_c;
 #if defined(__x86_64__)
 extern const q35_kernels q35_kernels_avx2;
+extern const q35_kernels q35_kernels_avx2vnni;
 extern const q35_kernels q35_kernels_avx512;
 extern const q35_kernels q35_kernels_avx512vnni;
 extern const q35_kernels q35_kernels_avx512bf16;
+#elif defined(__aarch64__)
+extern const q35_kernels q35_kernels_neon;
+extern const q35_kernels q35_kernels_neondotprod;
 #endif
 
 const q35_kernels *q35_kernel = &q35_kernels_c;
@@ -21,9 +26,15 @@ size_t q35_kernels_available(const q35_kernels *tables[Q35_MAX_TARGETS]) {
     tables[n++] = &q35_kernels_c;
 #if defined(__x86_64__)
     if (cpu.avx2) tables[n++] = &q35_kernels_avx2;
+#if Q35_AVXVNNI
+    if (cpu.avx2 && cpu.avxvnni) tables[n++] = &q35_kernels_avx2vnni;
+#endif
     if (cpu.avx512) tables[n++] = &q35_kernels_avx512;
     if (cpu.avx512vnni) tables[n++] = &q35_kernels_avx512vnni;
     if (cpu.avx512vnni && cpu.avx512bf16) tables[n++] = &q35_kernels_avx512bf16;
+#elif defined(__aarch64__)
+    if (cpu.neon) tables[n++] = &q35_kernels_neon;
+    if (cpu.neon && cpu.dotprod) tables[n++] = &q35_kernels_neondotprod;
 #endif
     return n;
 }

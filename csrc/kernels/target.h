@@ -14,4 +14,11 @@
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
 
+/* Whether the compiler knows AVX-VNNI. */
+#if defined(__clang__)
+#define Q35_AVXVNNI (__clang_major__ >= 12)
+#else
+#define Q35_AVXVNNI (__GNUC__ >= 11)
+#endif
+
 #endif

@@ -8,16 +8,18 @@
  *   round16(q, x, a)     q[i] = a x[i] to nearest even, i < 16; returns the sum
  *   round16_twice(q, low, x, a)   the same, and low[i] = 256 (a x[i] - q[i]), at most 127; returns
  *                        the sum of 256 q[i] + low[i]
+ *   PANEL_NARROW         whether codes of at most 6 bits stay unsigned
  *   PANEL(unpack_codes)  codes of 32 columns, of less than 8 bits
  *   PANEL(fix_panel)     fills panel->fix */
 #define INLINED static inline __attribute__((always_inline))
 
+/* Groups whose largest number is below 1e-30 count as zeros: 127 / top must stay finite. */
 static void PANEL(quantize)(const q35_tokens *tokens, size_t t, const float *x) {
     const size_t n = tokens->columns;
     uint8_t *q = tokens->q + t * n, *low = tokens->low ? tokens->low + t * n : NULL;
     q35_token_group *group = tokens->group + t * (n / Q35_GROUP);
     for (size_t k = 0; k < n; k += Q35_GROUP, group++) {
-        const float top = largest32(x + k), inverse = top > 0 ? 127.0f / top : 0.0f;
+        const float top = largest32(x + k), inverse = top > 1e-30f ? 127.0f / top : 0.0f;
         group->scale = top * (low ? 1.0f / 127.0f / 256.0f : 1.0f / 127.0f);
         for (size_t h = 0; h < 2; h++) {
             const size_t i = k + h * Q35_PART;
@@ -52,8 +54,14 @@ INLINED void PANEL(unpack_type)(q35_panel *panel, q35_panel_space *s, const uint
     const q35_record r = q35_record_of(p);
     for (size_t k = 0; k < n; k += r.columns)
         PANEL(unpack_record)(s, k, x + k / r.columns * r.bytes, p, r);
-    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, p.mins ? s->min : NULL, NULL,
-                         p.group};
+    *panel = (q35_panel){s->codes,
+                         Q35_GROUP * Q35_PANEL,
+                         s->scale,
+                         p.mins ? s->min : NULL,
+                         NULL,
+                         p.group,
+                         PANEL_NARROW && p.bits <= 6 && !p.leveled,
+                         p.offset};
     if (p.bits == 8) { /* signed bytes already: read where they lie */
         panel->codes = (const int8_t *)x + r.codes;
         panel->code_stride = r.bytes;

@@ -9,9 +9,7 @@
 
 #include <string.h>
 
-#include "../linear.h"
-#include "../mem.h"
-#include "../pack.h"
+#include "../trial.h"
 
 const char q35_kernel_names_doc[] =
     "kernels() -> tuple[str, ...]\n\nTargets this machine can run, best last.";
@@ -29,14 +27,7 @@ PyObject *q35_kernel_names(PyObject *module, PyObject *ignored) {
     return names;
 }
 
-/* One argument as the kernels see it. */
-typedef struct span {
-    void *data;
-    size_t rows, cols, stride; /* stride in elements */
-    q35_dtype dtype;
-} span;
-
-static int to_span(PyObject *object, span *s) {
+static int to_rows(PyObject *object, q35_rows *s) {
     if (!PyArray_Check(object)) {
         PyErr_SetString(PyExc_TypeError, "run_kernel: expected arrays");
         return -1;
@@ -74,74 +65,7 @@ const char q35_run_kernel_doc[] =
     "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]\n"
     "  dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] x_factor[T,blocks] n add";
 
-static PyObject *call(const q35_kernels *k, const char *name, const span *a, size_t n,
-                      const double *number) {
-#define IS(text, count) (strcmp(name, text) == 0 && n == (count))
-    if (IS("expand", 2)) {
-        k->expand[a[1].dtype](a[0].data, a[1].data, a[1].cols);
-    } else if (IS("narrow", 2)) {
-        k->narrow[a[0].dtype](a[0].data, a[1].data, a[1].cols);
-    } else if (IS("dot", 3)) {
-        k->dot[a[1].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
-                           a[1].rows, a[2].rows, a[1].cols, number[0] != 0);
-    } else if (IS("mix", 3)) {
-        k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
-                           a[1].rows, a[2].rows, a[2].cols);
-    } else if (IS("mix_narrow", 3) && k->mix_narrow) {
-        k->mix_narrow(a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride / 2,
-                      a[1].rows, a[2].rows, a[2].cols / 2);
-    } else if (IS("fix", 3)) {
-        k->fix(a[0].data, a[1].data, a[2].data, a[2].cols);
-    } else if (IS("dot_fixed", 5) && k->dot_fixed) {
-        k->dot_fixed(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[3].stride,
-                     a[4].data, a[4].stride, a[0].cols, a[3].rows, (size_t)number[0],
-                     number[1] != 0);
-    } else if (IS("delta", 7)) {
-        if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
-            return PyErr_Format(
-                PyExc_ValueError,
-                "delta: state is [Dk, cols <= %d] without gaps, q and k have one stride",
-                Q35_DELTA_COLS);
-        k->delta(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[2].stride, a[4].data,
-                 a[4].stride, a[5].data, a[6].data, a[2].rows, a[1].rows, a[1].cols);
-    } else if (IS("rms_norm", 3)) {
-        k->rms_norm(a[0].data, a[1].data, a[2].data, (float)number[0], a[1].cols);
-    } else if (IS("layer_norm", 4)) {
-        k->layer_norm(a[0].data, a[1].data, a[2].data, a[3].data, (float)number[0], a[1].cols);
-    } else if (IS("gelu_bias", 2)) {
-        k->gelu_bias(a[0].data, a[1].data, a[0].cols);
-    } else if (IS("add", 2)) {
-        k->add(a[0].data, a[1].data, a[0].cols);
-    } else if (IS("l2_norm", 1)) {
-        k->l2_norm(a[0].data, (float)number[0], a[0].cols);
-    } else if (IS("silu_mul", 3)) {
-        k->silu_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
-    } else if (IS("sigmoid_mul", 3)) {
-        k->sigmoid_mul(a[0].data, a[1].data, a[2].data, a[1].cols);
-    } else if (IS("conv_silu", 3)) {
-        const float *taps[Q35_MAX_TAPS];
-        if (a[1].rows > Q35_MAX_TAPS)
-            return PyErr_Format(PyExc_ValueError, "conv_silu: %zu taps, at most %d", a[1].rows,
-                                Q35_MAX_TAPS);
-        for (size_t i = 0; i < a[1].rows; i++) taps[i] = (const float *)a[1].data + i * a[1].stride;
-        k->conv_silu(a[0].data, taps, a[2].data, a[2].stride, a[1].rows, a[1].cols);
-    } else if (IS("softmax_step", 1)) {
-        float sum, top = k->softmax_step(a[0].data, a[0].cols, (float)number[0], &sum);
-        return Py_BuildValue("(dd)", (double)top, (double)sum);
-    } else if (IS("scale", 1)) {
-        k->scale(a[0].data, (float)number[0], a[0].cols);
-    } else if (IS("exp", 2)) {
-        k->exp(a[0].data, a[1].data, a[1].cols);
-    } else {
-        return PyErr_Format(PyExc_ValueError, "run_kernel: no kernel '%s' of %zu arrays", name, n);
-    }
-    Py_RETURN_NONE;
-}
-
 PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
-    (void)module;
-    const q35_kernels *tables[Q35_MAX_TARGETS];
-    size_t n_tables = q35_kernels_available(tables), n = 0;
     Py_ssize_t given = PyTuple_GET_SIZE(args);
     const char *target = given > 1 ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(args, 0)) : NULL;
     const char *name = target ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(args, 1)) : NULL;
@@ -149,21 +73,23 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "run_kernel(target, name, *args)");
         return NULL;
     }
-    span spans[8];
-    double number[2] = {0};
-    size_t numbers = 0;
+    q35_rows arrays[Q35_TRIAL_ARRAYS];
+    double number[Q35_TRIAL_NUMBERS] = {0}, result[2];
+    size_t n = 0, numbers = 0;
     for (Py_ssize_t i = 2; i < given; i++) {
         PyObject *item = PyTuple_GET_ITEM(args, i);
         if (PyFloat_Check(item) || PyLong_Check(item)) {
-            if (numbers < 2) number[numbers++] = PyFloat_AsDouble(item);
-        } else if (n == 8 || to_span(item, &spans[n++])) {
+            if (numbers < Q35_TRIAL_NUMBERS) number[numbers++] = PyFloat_AsDouble(item);
+        } else if (n == Q35_TRIAL_ARRAYS || to_rows(item, &arrays[n++])) {
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "run_kernel: at most 8 arrays");
             return NULL;
         }
     }
-    for (size_t i = 0; i < n_tables; i++)
-        if (strcmp(tables[i]->name, target) == 0) return call(tables[i], name, spans, n, number);
-    return PyErr_Format(PyExc_ValueError, "run_kernel: this machine has no target '%s'", target);
+    qwen35_status status = {0};
+    if (q35_try_kernel(target, name, arrays, &n, number, result, &status))
+        return q35_raise(PyModule_GetState(module), &status);
+    if (n == 2) return Py_BuildValue("(dd)", result[0], result[1]);
+    Py_RETURN_NONE;
 }
 
 const char q35_run_product_doc[] =
@@ -174,35 +100,10 @@ const char q35_run_product_doc[] =
     "where the type is packable; fine: tokens of 16 bits. Returns the seconds of each of `repeat`\n"
     "products, without layout.";
 
-/* With the target's kernels in place of the process's own; seconds [repeat]. */
-static int multiply(q35_matrix *w, const float *x, float *y, size_t T, int packed, int add,
-                    int threads, double *seconds, int repeat, qwen35_status *status) {
-    q35_team team;
-    q35_pool *pool = q35_pool_new(threads, status);
-    q35_team_init(&team, pool, NULL, NULL);
-    uint8_t *bytes = NULL;
-    float *memory = q35_alloc(q35_linear_floats(w->cols, T, threads), 4, "scratch", status);
-    if (packed && q35_packable(w->dtype)) {
-        bytes = q35_alloc(q35_packed_bytes(w), 1, "packed weights", status);
-        if (bytes) q35_pack(&team, w, bytes);
-        w->packed = bytes;
-    }
-    q35_product product = {w, y, w->rows};
-    for (int i = 0; i < repeat && !status->code; i++) {
-        const double start = q35_monotonic_s();
-        q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
-        seconds[i] = q35_monotonic_s() - start;
-    }
-    q35_pool_free(pool);
-    q35_free(bytes);
-    q35_free(memory);
-    return status->code;
-}
-
 PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"target", "type", "blocks",  "x",      "y", "packed",
                             "fine",   "add",  "threads", "repeat", NULL};
-    const char *target, *type, *own = q35_kernel->name;
+    const char *target, *type;
     PyArrayObject *blocks, *x, *y;
     int packed = 1, fine = 0, add = 0, threads = 1, repeat = 1;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppii:run_product", names, &target,
@@ -222,9 +123,6 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
         (size_t)PyArray_DIM(x, 1) % q35_formats[dtype].elements ||
         q35_row_bytes(dtype, (size_t)PyArray_DIM(x, 1)) != (size_t)PyArray_DIM(blocks, 1))
         return PyErr_Format(PyExc_ValueError, "run_product: types or shapes do not fit");
-    if (q35_kernels_select(target))
-        return PyErr_Format(PyExc_ValueError, "run_product: this machine has no target '%s'",
-                            target);
     q35_matrix w = {.data = PyArray_DATA(blocks),
                     .dtype = dtype,
                     .rows = (size_t)PyArray_DIM(blocks, 0),
@@ -234,15 +132,15 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
     qwen35_status status = {0};
     double *seconds = PyMem_New(double, (size_t)repeat);
     if (!seconds) return PyErr_NoMemory();
-    multiply(&w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0), packed, add, threads,
-             seconds, repeat, &status);
-    q35_kernels_select(own);
-    PyObject *list = status.code ? NULL : PyList_New(repeat);
+    int failed =
+        q35_try_product(target, &w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0),
+                        packed, add, threads, seconds, repeat, &status);
+    PyObject *list = failed ? NULL : PyList_New(repeat);
     for (int i = 0; list && i < repeat; i++) {
         PyObject *number = PyFloat_FromDouble(seconds[i]);
         if (!number) Py_CLEAR(list);
         if (list) PyList_SET_ITEM(list, i, number);
     }
     PyMem_Free(seconds);
-    return status.code ? q35_raise(PyModule_GetState(module), &status) : list;
+    return failed ? q35_raise(PyModule_GetState(module), &status) : list;
 }

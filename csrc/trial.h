@@ -1,0 +1,31 @@
+/* trial.h: one kernel or one product of a target by name, on whatever arrays, for tests: what
+ * py/testing.c and tests/native/driver.c share. */
+#ifndef Q35_TRIAL_H
+#define Q35_TRIAL_H
+
+#include "kernels/kernels.h"
+#include "status.h"
+#include "weights.h"
+
+/* One argument as the kernels see it. */
+typedef struct q35_rows {
+    void *data;
+    size_t rows, cols, stride; /* stride in elements */
+    q35_dtype dtype;
+} q35_rows;
+
+#define Q35_TRIAL_ARRAYS 8
+#define Q35_TRIAL_NUMBERS 2
+
+/* Arrays, numbers and outputs stand in py/testing.c. result [2] is what softmax_step returns; *n
+   counts the arrays and becomes the number of results. Returns the status' code. */
+int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size_t *n,
+                   const double *number, double *result, qwen35_status *status);
+
+/* y [T, rows] = (add ? y : 0) + x [T, cols] W^T, packed beforehand where the type is packable and
+   `packed` is set. `repeat` times, and what each took without packing: seconds [repeat]. */
+int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y, size_t T,
+                    int packed, int add, int threads, double *seconds, int repeat,
+                    qwen35_status *status);
+
+#endif
