@@ -11,41 +11,23 @@ medians are reported. Greedy, random prompts that share nothing, no answer ends 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import harness
+from machine_limits import describe
 
 PHASES = ("prefill", "decode")
 
 
 def measure(model: Any, size: int, options: argparse.Namespace, seed: int) -> dict[str, float]:
     """Tokens/s of `size` prompts read together, then of `decode` steps."""
-    core, rng = model._native(), np.random.default_rng(seed)
-    top = min(model.config.text.vocab_size, model.tokenizer.vocab_size)
-    context = options.prompt + options.decode + 2
-    streams = [
-        core.session(context).generate(rng.integers(0, top, options.prompt).astype(np.int32))
-        for _ in range(size)
-    ]
-    batch, reading = core.batch(size), list(streams)
-    start = time.perf_counter()
-    while reading:  # those that have read all of their prompt wait for the others
-        said = batch.step(reading)
-        reading = [s for s, token in zip(reading, said, strict=True) if token is None]
-    middle = time.perf_counter()
-    for _ in range(options.decode):
-        batch.step(streams)
-    end = time.perf_counter()
-    return {
-        "prefill": size * options.prompt / (middle - start),
-        "decode": size * options.decode / (end - middle),
-    }
+    from qwen35.bench import batch_s
+
+    how = {"prompt": options.prompt, "steps": options.decode}
+    prefill, decode = batch_s(model, size, seed=seed, **how)
+    return {"prefill": size * options.prompt / prefill, "decode": size * options.decode / decode}
 
 
 def summary(rounds: list[dict[int, dict[str, float]]], sizes: list[int]) -> list[dict[str, Any]]:
@@ -56,8 +38,8 @@ def summary(rounds: list[dict[int, dict[str, float]]], sizes: list[int]) -> list
         for phase in PHASES:
             rates = [r[size][phase] for r in rounds]
             ratios = [r[size][phase] / r[sizes[0]][phase] * sizes[0] for r in rounds]
-            row[f"{phase}_tokens_per_s"] = round(statistics.median(rates), 2)
-            row[f"{phase}_ratio"] = round(statistics.median(ratios), 3)
+            row[f"{phase}_tokens_per_s"] = harness.median(rates)
+            row[f"{phase}_ratio"] = harness.median(ratios)
         rows.append(row)
     return rows
 
@@ -67,39 +49,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("--batch", default="1,2,4,8,16,32,64", help="sizes, at most 64")
+    parser.add_argument(
+        "--batch", type=harness.numbers, default=[1, 2, 4, 8, 16, 32, 64], help="at most 64"
+    )
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--decode", type=int, default=16, help="timed steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
-    sizes = sorted({int(size) for size in options.batch.split(",")})
-
-    from machine_limits import describe
-
     import qwen35
-    import qwen35._core
 
-    machine = describe(options.threads) | {"isa": qwen35._core.cpu()["isa"]}
-    print(json.dumps(machine), file=sys.stderr)
+    machine = describe(options.threads)
     rounds = []
     with qwen35.load(options.model, threads=options.threads, progress=False) as model:
         measure(model, 1, options, seed=0)
         for index in range(options.rounds):
-            rounds.append({size: measure(model, size, options, index + 1) for size in sizes})
-            print(json.dumps(rounds[-1]), file=sys.stderr)
-        memory = model.memory(context=options.prompt + options.decode)
-    figures = {"machine": machine, "model": options.model, "prompt": options.prompt}
-    figures |= {"state_bytes": memory["state"], "rows": summary(rounds, sizes), "rounds": rounds}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
-    print(f"{'batch':>5} {'decode':>9} {'ratio':>6} {'prefill':>9} {'ratio':>6}   tokens/s, all")
-    for row in figures["rows"]:
-        print(
-            f"{row['batch']:5} {row['decode_tokens_per_s']:9.1f} {row['decode_ratio']:6.2f} "
-            f"{row['prefill_tokens_per_s']:9.1f} {row['prefill_ratio']:6.2f}"
-        )
+            rounds.append(
+                {size: measure(model, size, options, index + 1) for size in options.batch}
+            )
+            harness.tell(rounds[-1])
+        state = model.memory()["state"]
+    rows = summary(rounds, options.batch)
+    more = {"file": Path(options.model).name, "prompt": options.prompt, "state_bytes": state}
+    harness.write(options.json, harness.figures("batch", machine, rows, **more, rounds=rounds))
+    head = ("batch", *(f"{phase}{what}" for phase in PHASES for what in (", tokens/s", " ratio")))
+    print(harness.table(head, [list(row.values()) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -1,171 +1,167 @@
 #!/usr/bin/env python3
-"""qwen35 and llama.cpp on the same GGUF file, in turn: prefill and decode, medians and ratios.
+"""qwen35 and llama.cpp on the same GGUF file, in turn: prefill, decode, batches, at depth.
 
     pip install llama-cpp-python==0.3.36
     qwen35 quantize CHECKPOINT_DIR model.gguf --type q4_k_m
-    python benchmarks/bench_peers.py model.gguf --rounds 5 --json peers.json
-    python benchmarks/bench_peers.py model.gguf --depth 16384
-    python benchmarks/bench_peers.py bf16.gguf --checkpoint CHECKPOINT_DIR
+    python benchmarks/bench_peers.py model.gguf --json peers.json
+    python benchmarks/bench_peers.py model.gguf --prompt "" --decode-after "" --batch "" \\
+        --depth 16384 --rounds 3
+    python benchmarks/bench_peers.py bf16.gguf --checkpoint CHECKPOINT_DIR --transformers
 
---depth tokens are read first, untimed. --checkpoint: a folder with the same weights, for qwen35.
-
-Each round starts a fresh process for each engine, alternating, so that a machine that drifts slows
-both. The same random token ids go to both. Ratios are taken round by round; quote their median.
+Each engine loads the file once, in a process of its own, with the same number of threads, and waits
+while another is timed; every round asks all of them for every figure, every other round backwards.
+Ratios are taken round by round; medians are shown. "of limit" is a share of what the machine can
+do, measured in the same round: for decoding of its read bandwidth, by the bytes of weights, state
+and K/V that a token reads; for prefill of its int8 peak, by the operations of the matrices.
+--transformers runs the folder of --checkpoint as well; --own lets qwen35 read that folder, not the
+GGUF file.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import harness
+from engines import Worker
+from machine_limits import describe, limits
+
+OURS, THEIRS, SLOW = "qwen35", "llama.cpp", "transformers"
+PACKAGES = {THEIRS: "llama-cpp-python", SLOW: "transformers"}
+BATCH_PROMPT = 64
+Task = dict[str, Any]
 
 
-def random_ids(prompt: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 200_000, prompt).astype(np.int32)
+def tasks(options: argparse.Namespace) -> list[Task]:
+    """What is measured: "what" and "how" an engine is asked, tokens of all, a name."""
+    found: list[Task] = []
+
+    def add(name: str, what: str, total: int, **how: int) -> None:
+        found.append({"name": name, "what": what, "how": how, "tokens": total})
+
+    for n in options.prompt:
+        add(f"prefill {n:,}", "prefill_s", n, tokens=n, depth=0)
+    for n in options.decode_after:
+        add(f"decode after {n:,}", "decode_s", options.decode, tokens=options.decode, depth=n)
+    for n in options.batch:
+        steps = options.decode
+        add(f"batch of {n}", "batch_s", n * steps, size=n, prompt=BATCH_PROMPT, steps=steps)
+    for n in options.depth:
+        add(f"prefill 512 at {n:,}", "prefill_s", 512, tokens=512, depth=n)
+        add(f"decode at {n:,}", "decode_s", options.decode, tokens=options.decode, depth=n)
+    return found
 
 
-def run_qwen35(path: str, prompt: int, decode: int, depth: int, threads: int) -> dict[str, float]:
-    """One warm-up prefill, then behind `depth` tokens one timed prefill and `decode` timed single
-    tokens.
-    """
-    import qwen35
-
-    ids = random_ids(prompt)
-    room = depth + prompt + decode + 8
-    with qwen35.load(path, threads=threads, context=room, progress=False) as model:
-        for timed in (False, True):
-            core = model.session()._core
-            if timed and depth:
-                core.prefill(random_ids(depth))
-            start = time.perf_counter()
-            core.prefill(ids if timed else ids[:64])
-            middle = time.perf_counter()
-            for i in range(decode if timed else 2):
-                core.prefill(ids[i : i + 1])
-            end = time.perf_counter()
-    return {"prefill": prompt / (middle - start), "decode": decode / (end - middle)}
-
-
-def llama_append(ll: Any, context: Any, ids: np.ndarray, start: int) -> None:
-    batch = ll.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, token in enumerate(ids):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), start + i, 1
-        batch.seq_id[i][0], batch.logits[i] = 0, i == len(ids) - 1
-    if ll.llama_decode(context, batch):
-        raise SystemExit("llama_decode failed")
-    ll.llama_synchronize(context)
-    ll.llama_batch_free(batch)
+def row_of(task: Task, rounds: list[dict[str, Any]], cost: dict[str, int]) -> dict[str, Any]:
+    """Medians of a task: tokens/s by engine, ratios, share of the bandwidth, operations/s."""
+    mine = [r["tokens_per_s"][task["name"]] for r in rounds]
+    row: dict[str, Any] = {"what": task["name"], **task["how"]}
+    for engine in mine[0]:
+        row[engine] = harness.median(r.get(engine) for r in mine)
+    for other in [engine for engine in mine[0] if engine != OURS]:
+        ratios = harness.ratios(mine, OURS, other)
+        row[f"ratio_{other}"] = harness.median(ratios)
+        row[f"ratios_{other}"] = [round(ratio, 3) for ratio in ratios]
+    if task["what"] == "batch_s":
+        return row
+    depth, tokens = task["how"]["depth"], task["how"]["tokens"]
+    if task["what"] == "decode_s":
+        row["ops_per_token"] = cost["layer_ops"] + cost["head_ops"]
+        context = cost["kv_per_token"] * (depth + tokens // 2)
+        row["bytes_per_token"] = cost["weight_bytes"] + cost["state_bytes"] + context
+        need, limit = row["bytes_per_token"], "read_GB_per_s"
+    else:
+        row["ops_per_token"] = cost["layer_ops"] + cost["head_ops"] // tokens
+        row["bytes_per_token"] = cost["weight_bytes"] // tokens
+        need, limit = row["ops_per_token"], "int8_Gop_per_s"
+    for engine in mine[0]:
+        row[f"share_{engine}"] = harness.median(
+            harness.share(r["tokens_per_s"][task["name"]][engine] * need / 1e9, r["limits"][limit])
+            for r in rounds
+        )
+    return row
 
 
-def run_llama(path: str, prompt: int, decode: int, depth: int, threads: int) -> dict[str, float]:
-    """The same work through llama.cpp's C functions."""
-    import llama_cpp as ll
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-    def silent(level: int, text: bytes, data: object) -> None:
-        pass
-
-    ll.llama_log_set(silent, None)
-    ll.llama_backend_init()
-    model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
-    params = ll.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = depth + prompt + decode + 8, 2048, 512
-    params.n_threads = params.n_threads_batch = threads
-    ids = random_ids(prompt)
-    for timed in (False, True):
-        context = ll.llama_init_from_model(model, params)
-        before = depth if timed else 0
-        for i in range(0, before, 2048):
-            llama_append(ll, context, random_ids(before)[i : i + 2048], i)
-        start = time.perf_counter()
-        llama_append(ll, context, ids if timed else ids[:64], before)
-        middle = time.perf_counter()
-        for i in range(decode if timed else 2):
-            llama_append(ll, context, ids[i : i + 1], before + (prompt if timed else 64) + i)
-        end = time.perf_counter()
-        ll.llama_free(context)
-    return {"prefill": prompt / (middle - start), "decode": decode / (end - middle)}
-
-
-ENGINES = {"qwen35": run_qwen35, "llama.cpp": run_llama}
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds, as a file's content."""
+    wanted = tasks(options)
+    room = max((sum(t["how"].get(k, 0) for k in ("tokens", "depth")) for t in wanted), default=0)
+    how = {"threads": options.threads, "room": room + 80}
+    paths = {OURS: options.checkpoint if options.own else options.gguf, THEIRS: options.gguf}
+    if options.transformers:
+        paths[SLOW] = options.checkpoint
+    machine = describe(options.threads)
+    machine["peers"] = {e: f"{PACKAGES[e]} {version(PACKAGES[e])}" for e in paths if e in PACKAGES}
+    workers = {engine: Worker(engine, str(path), **how) for engine, path in paths.items()}
+    cost = workers[OURS].about
+    rounds = []
+    for index in range(options.rounds):
+        found: dict[str, Any] = {"limits": limits(options.threads), "tokens_per_s": {}}
+        for task in wanted:
+            rates = found["tokens_per_s"].setdefault(task["name"], {})
+            for engine in harness.in_turn(list(workers), index):
+                rates[engine] = task["tokens"] / workers[engine].ask(task["what"], **task["how"])
+            harness.tell(index + 1, task["name"], {e: round(r, 1) for e, r in rates.items()})
+        rounds.append(found)
+    for worker in workers.values():
+        worker.close()
+    machine |= {k: harness.median(r["limits"][k] for r in rounds) for k in rounds[0]["limits"]}
+    rows = [row_of(task, rounds, cost) for task in wanted]
+    more = {"file": Path(options.gguf).name, "costs": cost, "rounds": rounds}
+    return harness.figures("peers", machine, rows, **more)
 
 
-def measure(engine: str, path: str, options: argparse.Namespace) -> dict[str, float]:
-    """One engine in a process of its own."""
-    sizes = [options.prompt, options.decode, options.depth, options.threads]
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", engine, path, *map(str, sizes)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+def shown(found: dict[str, Any]) -> str:
+    """The table."""
+    engines = [e for e in (OURS, THEIRS, SLOW) if e in found["rows"][0]]
+    others = engines[1:]
+    head = [found["file"], *engines, *(f"/ {e}" for e in others), "of limit", "theirs"]
+    rows = [
+        [
+            row["what"],
+            *(row[e] for e in engines),
+            *(row[f"ratio_{e}"] for e in others),
+            row.get(f"share_{OURS}"),
+            row.get(f"share_{THEIRS}"),
+        ]
+        for row in found["rows"]
+    ]
+    machine = found["machine"]
+    note = (
+        f"tokens/s, {machine['threads']} threads, {machine['isa']}, {len(found['rounds'])} rounds"
     )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Medians of each engine, and the median of the ratios of each round."""
-    result: dict[str, Any] = {}
-    for phase in ("prefill", "decode"):
-        ours = [r["qwen35"][phase] for r in rounds]
-        theirs = [r["llama.cpp"][phase] for r in rounds]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        result[phase] = {
-            "qwen35": round(statistics.median(ours), 2),
-            "llama.cpp": round(statistics.median(theirs), 2),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratios": [round(r, 3) for r in ratios],
-        }
-    return result
+    read, peak = machine["read_GB_per_s"], machine["int8_Gop_per_s"]
+    return f"{harness.table(head, rows)}\n{note}; read {read} GB/s, int8 peak {peak} Gop/s"
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--child"]:
-        engine, path, *sizes = sys.argv[2:]
-        print(json.dumps(ENGINES[engine](path, *map(int, sizes))))
-        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("gguf", help="for both")
-    parser.add_argument("--checkpoint", help="a folder with the same weights, for qwen35")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--depth", type=int, default=0, help="tokens in the context before")
+    parser.add_argument("gguf", type=Path, metavar="GGUF", help="for both")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="the same weights")
+    parser.add_argument("--own", action="store_true", help="qwen35 reads FOLDER, not GGUF")
+    parser.add_argument("--transformers", action="store_true", help="run it too, on FOLDER")
+    lists = {"type": harness.numbers, "metavar": "N,N"}
+    parser.add_argument("--prompt", default=[128, 512, 4096], help="tokens of a prefill", **lists)
+    parser.add_argument("--decode-after", default=[512], help="tokens before decoding", **lists)
+    parser.add_argument("--batch", default=[1, 16], help="sequences at once", **lists)
+    parser.add_argument("--depth", default=[], help="prefill 512 and decode there", **lists)
+    parser.add_argument("--decode", type=int, default=32, help="tokens decoded (32)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
-
-    from machine_limits import describe
-
-    machine = describe(options.threads)
-    print(json.dumps(machine), file=sys.stderr)
-    rounds = []
-    for i in range(options.rounds):
-        order = list(ENGINES) if i % 2 == 0 else list(ENGINES)[::-1]
-        paths = {"qwen35": options.checkpoint or options.gguf, "llama.cpp": options.gguf}
-        rounds.append({engine: measure(engine, paths[engine], options) for engine in order})
-        print(json.dumps(rounds[-1]), file=sys.stderr)
-    figures = {"machine": machine, "prompt": options.prompt, "decode": options.decode}
-    figures |= {"depth": options.depth, "file": Path(options.gguf).name}
-    figures |= {"tokens_per_s": summary(rounds), "rounds": rounds}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
-    print(
-        f"{'':8} {'qwen35':>10} {'llama.cpp':>10} {'ratio':>7}   tokens/s, prompt {options.prompt}"
-    )
-    for phase, row in figures["tokens_per_s"].items():
-        print(f"{phase:8} {row['qwen35']:10.1f} {row['llama.cpp']:10.1f} {row['ratio']:7.2f}")
+    if (options.own or options.transformers) and not options.checkpoint:
+        parser.error("--own and --transformers need --checkpoint")
+    if not tasks(options):
+        parser.error("nothing to measure")
+    found = run(options)
+    harness.write(options.json, found)
+    print(shown(found))
 
 
 if __name__ == "__main__":

@@ -1,93 +1,113 @@
-"""What this machine can do just now: read bandwidth and float32 rate, the limits of all figures.
+"""What this machine can do just now: read bandwidth, float32 and int8 peaks, the limits of all
+figures.
 
-python benchmarks/machine_limits.py [THREADS]
+    python benchmarks/machine_limits.py [THREADS]
+
+machine_limits.c measures them, compiled on the spot for this processor by CC, cc, gcc or clang.
+Without a compiler NumPy measures the bandwidth; peaks are null then, and shares of them left out.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.append(
+    str(Path(__file__).parents[1])
+)  # the source tree's package, where none is installed
+
+HERE = Path(__file__).parent
+NAMES = {
+    "read": "read_GB_per_s",
+    "float32": "float32_Gop_per_s",
+    "int8": "int8_Gop_per_s",
+}
 
 
-def best_seconds(work: Callable[[], object], threads: int, runs: int = 5) -> float:
-    """Shortest time in which `threads` threads each do `work` once."""
-    times = []
-    for _ in range(runs):
-        team = [threading.Thread(target=work) for _ in range(threads)]
-        start = time.perf_counter()
-        for t in team:
-            t.start()
-        for t in team:
-            t.join()
-        times.append(time.perf_counter() - start)
-    return min(times)
+@functools.cache
+def program() -> Path | None:
+    """machine_limits.c, compiled for as long as this process lives; None without a compiler."""
+    compilers = (os.environ.get("CC", "").split()[:1] or [""])[0], "cc", "gcc", "clang"
+    compiler = next((found for name in compilers if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        return None
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "machine_limits"
+    flags = ["-O3", "-march=native", "-std=gnu11", "-pthread", "-o", str(path)]
+    done = subprocess.run(
+        [compiler, *flags, str(HERE / "machine_limits.c")], capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"no peaks: {compiler} refused machine_limits.c\n{done.stderr}", file=sys.stderr)
+    return path if done.returncode == 0 else None
 
 
-def read_bandwidth(threads: int) -> float:
-    """Bytes/s of dot products that read 256 MB a thread: BLAS sdot does nothing but read."""
-    x = np.ones(64 << 20, np.float32)
-    return threads * x.nbytes / best_seconds(lambda: np.dot(x, x), threads)
+def limits(threads: int) -> dict[str, float | None]:
+    """GB/s read and Gop/s of float32 and int8 (a multiply-add is two) of that many threads."""
+    path = program()
+    if path is None:
+        from qwen35.bandwidth import read_bandwidth
+
+        rates = {"read": read_bandwidth(threads)}
+    else:
+        done = subprocess.run([path, str(threads)], stdout=subprocess.PIPE, text=True, check=True)
+        rates = json.loads(done.stdout)
+    return {
+        name: None if (rate := rates.get(key)) is None else round(rate / 1e9, 2)
+        for key, name in NAMES.items()
+    }
 
 
-def float32_rate(threads: int) -> float:
-    """Operations/s of NumPy's own float32 matrix product, one product a thread."""
-    a = np.ones((768, 768), np.float32)
-    return threads * 20 * 2 * 768**3 / best_seconds(lambda: [a @ a for _ in range(20)], threads)
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def commit() -> str:
+    """Of the source tree, with a + where files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, cwd=HERE
+    )
+    return done.stdout.strip()
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Machine, commit, and the measured limits."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
+    """Machine, instruction set, commit, and the measured limits."""
+    from qwen35 import _core
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None and load > 0.5:
+        print(
+            f"load {load:.1f}: others compute here, figures are not to be quoted", file=sys.stderr
+        )
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "commit": commit,
+        "isa": _core.cpu()["isa"],
+        "commit": commit(),
+        "load": load,
     } | limits(threads)
-
-
-def limits(threads: int) -> dict[str, float]:
-    """The measured limits, from a process whose BLAS leaves the threads to us."""
-    done = subprocess.run(
-        [sys.executable, __file__, str(threads)],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
 
 
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
-    figures = {
-        "read_GB_per_s": round(read_bandwidth(threads) / 1e9, 1),
-        "float32_Gop_per_s": round(float32_rate(threads) / 1e9),
-    }
-    print(json.dumps(figures))
+    print(json.dumps(limits(threads)))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
 
 /* With the target's kernels in place of the process's own. */
 int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y, size_t T,
-                    int packed, int add, int threads, qwen35_status *status) {
+                    int packed, int add, int threads, double *seconds, int repeat,
+                    qwen35_status *status) {
     if (!find(target, status)) return status->code;
     const char *own = q35_kernel->name;
     q35_kernels_select(target);
@@ -105,7 +106,11 @@ int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y,
         w->packed = bytes;
     }
     q35_product product = {w, y, w->rows};
-    if (!status->code) q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+    for (int i = 0; i < repeat && !status->code; i++) {
+        const double start = q35_monotonic_s();
+        q35_linear(&team, &product, 1, x, w->cols, T, add, memory);
+        seconds[i] = q35_monotonic_s() - start;
+    }
     q35_pool_free(pool);
     q35_free(bytes);
     q35_free(memory);

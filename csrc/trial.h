@@ -22,9 +22,10 @@ typedef struct q35_rows {
 int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size_t *n,
                    const double *number, double *result, qwen35_status *status);
 
-/* y [T, rows] = (add ? y : 0) + x [T, cols] W^T as integers, packed beforehand where the type is
-   packable and `packed` is set. */
+/* y [T, rows] = (add ? y : 0) + x [T, cols] W^T, packed beforehand where the type is packable and
+   `packed` is set. `repeat` times, and what each took without packing: seconds [repeat]. */
 int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y, size_t T,
-                    int packed, int add, int threads, qwen35_status *status);
+                    int packed, int add, int threads, double *seconds, int repeat,
+                    qwen35_status *status);
 
 #endif

@@ -298,5 +298,9 @@ def run_product(
     fine: bool = False,
     add: bool = False,
     threads: int = 1,
-) -> None:
-    """y [T, rows] (+)= x [T, columns] W^T as integers on one target, W in blocks, for tests."""
+    repeat: int = 1,
+) -> list[float]:
+    """y [T, rows] (+)= x [T, columns] W^T on one target, for tests and benchmarks: W in blocks as
+    integers, "f32", "f16" and "bf16" in float32. Returns the seconds of each of `repeat` products,
+    the layout of W not among them.
+    """

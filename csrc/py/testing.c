@@ -93,22 +93,27 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
 }
 
 const char q35_run_product_doc[] =
-    "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1)\n\n"
-    "y [T, rows] (+)= x [T, columns] W^T as integers, W in blocks, uint8 [rows, bytes of a row]; "
-    "for\n"
-    "tests. packed: laid out beforehand, where the type is packable; fine: tokens of 16 bits.";
+    "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1,\n"
+    "            repeat=1) -> list[float]\n\n"
+    "y [T, rows] (+)= x [T, columns] W^T, W uint8 [rows, bytes of a row]: blocks as integers,\n"
+    "'f32', 'f16' and 'bf16' in float32; for tests and benchmarks. packed: laid out beforehand,\n"
+    "where the type is packable; fine: tokens of 16 bits. Returns the seconds of each of `repeat`\n"
+    "products, without layout.";
 
 PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"target", "type", "blocks", "x",       "y",
-                            "packed", "fine", "add",    "threads", NULL};
+    static char *names[] = {"target", "type", "blocks",  "x",      "y", "packed",
+                            "fine",   "add",  "threads", "repeat", NULL};
     const char *target, *type;
     PyArrayObject *blocks, *x, *y;
-    int packed = 1, fine = 0, add = 0, threads = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppi:run_product", names, &target,
+    int packed = 1, fine = 0, add = 0, threads = 1, repeat = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssO!O!O!|$pppii:run_product", names, &target,
                                      &type, &PyArray_Type, &blocks, &PyArray_Type, &x,
-                                     &PyArray_Type, &y, &packed, &fine, &add, &threads))
+                                     &PyArray_Type, &y, &packed, &fine, &add, &threads, &repeat))
         return NULL;
-    q35_dtype dtype = Q35_DTYPES;
+    if (repeat < 1)
+        return PyErr_Format(PyExc_ValueError, "run_product: repeat=%d: expected at least 1",
+                            repeat);
+    q35_dtype dtype = 0;
     while (dtype < Q35_FORMATS && strcmp(q35_formats[dtype].name, type) != 0) dtype++;
     if (dtype == Q35_FORMATS || PyArray_NDIM(blocks) != 2 || PyArray_NDIM(x) != 2 ||
         PyArray_NDIM(y) != 2 || PyArray_TYPE(x) != NPY_FLOAT32 || PyArray_TYPE(y) != NPY_FLOAT32 ||
@@ -122,11 +127,20 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
                     .dtype = dtype,
                     .rows = (size_t)PyArray_DIM(blocks, 0),
                     .cols = (size_t)PyArray_DIM(x, 1),
-                    .integers = 1,
+                    .integers = dtype >= Q35_DTYPES,
                     .fine = fine};
     qwen35_status status = {0};
-    if (q35_try_product(target, &w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0),
-                        packed, add, threads, &status))
-        return q35_raise(PyModule_GetState(module), &status);
-    Py_RETURN_NONE;
+    double *seconds = PyMem_New(double, (size_t)repeat);
+    if (!seconds) return PyErr_NoMemory();
+    int failed =
+        q35_try_product(target, &w, PyArray_DATA(x), PyArray_DATA(y), (size_t)PyArray_DIM(x, 0),
+                        packed, add, threads, seconds, repeat, &status);
+    PyObject *list = failed ? NULL : PyList_New(repeat);
+    for (int i = 0; list && i < repeat; i++) {
+        PyObject *number = PyFloat_FromDouble(seconds[i]);
+        if (!number) Py_CLEAR(list);
+        if (list) PyList_SET_ITEM(list, i, number);
+    }
+    PyMem_Free(seconds);
+    return failed ? q35_raise(PyModule_GetState(module), &status) : list;
 }

@@ -85,6 +85,7 @@ static int product(request *r, qwen35_status *status) {
     while (dtype < Q35_FORMATS && strcmp(q35_formats[dtype].name, r->name) != 0) dtype++;
     if (dtype == Q35_FORMATS) return q35_fail(status, Q35_ARGUMENT, "no type '%s'", r->name);
     const q35_rows *a = r->arrays;
+    double seconds;
     q35_matrix w = {.data = a[0].data,
                     .dtype = dtype,
                     .rows = a[0].rows,
@@ -92,7 +93,7 @@ static int product(request *r, qwen35_status *status) {
                     .integers = 1,
                     .fine = r->number[1] != 0};
     return q35_try_product(r->target, &w, a[1].data, a[2].data, a[1].rows, r->number[0] != 0,
-                           r->number[2] != 0, (int)r->number[3], status);
+                           r->number[2] != 0, (int)r->number[3], &seconds, 1, status);
 }
 
 static void answer(request *r) {
