@@ -2,7 +2,8 @@
 
 Small random models whose linear value heads are 2 and 3 times their key heads, so that the order of
 heads in the file shows. Both round tokens to 8 bits for block types, each its own way: mean KL at
-most 5e-3 nats, what random weights make of that rounding. With tokens in float32 NumPy is the oracle.
+most 5e-3 nats, what random weights make of that rounding. With tokens in float32 NumPy is the
+oracle.
 """
 
 from __future__ import annotations
