@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "mem.h"
 
 #define TOKENS 8 /* a task rounds so many */
 /* Of a row of weights, packed at once: whole blocks of every storage type. */
@@ -31,10 +32,7 @@ static size_t lay_out(job *j, size_t cols, size_t T, int threads, float *memory)
     j->blocks = (cols + Q35_FIXED - 1) / Q35_FIXED;
     j->pairs = (cols + 1) / 2;
     const size_t n = (size_t)threads;
-    struct {
-        void *pointer; /* of the field */
-        size_t floats;
-    } parts[] = {
+    const q35_buffer parts[] = {
         {&j->tokens, T * j->pairs},
         {&j->token_factors, T * j->blocks},
         {&j->packed, n * j->pairs * Q35_FIXED_ROWS},
@@ -42,13 +40,7 @@ static size_t lay_out(job *j, size_t cols, size_t T, int threads, float *memory)
         {&j->rows, n * Q35_FIXED_ROWS * COLUMNS / 2},
         {&j->wide, n * COLUMNS},
     };
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        void *start = memory ? memory + used : NULL;
-        memcpy(parts[i].pointer, &start, sizeof start);
-        used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
-    }
-    return used;
+    return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
 }
 
 size_t q35_fixed_floats(size_t cols, size_t T, int threads) {

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "mem.h"
 #include "pack.h"
 
 /* Of weights in one task: they stay in the second-level cache beside the tokens. With few tokens
@@ -48,10 +49,7 @@ static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *me
     size_t bytes = (cols + 3) / 4;
     size_t groups = (cols / Q35_GROUP + 1) * sizeof(q35_token_group) / sizeof(float);
     at->coarse = at->fine = (q35_tokens){.columns = cols};
-    struct {
-        void *pointer; /* of the field */
-        size_t floats;
-    } parts[] = {
+    const q35_buffer parts[] = {
         {&at->wide, q35_kernel->blas_tokens && panel > wide ? panel : wide},
         {&at->coarse.q, T * bytes},
         {&at->coarse.group, T * groups},
@@ -61,13 +59,7 @@ static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *me
         {&at->space, T ? threads * sizeof(q35_panel_space) / sizeof(float) : 0},
         {&at->sum, threads * T * BLOCK_PANELS * Q35_PANEL},
     };
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        void *start = memory ? memory + used : NULL;
-        memcpy(parts[i].pointer, &start, sizeof start);
-        used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
-    }
-    return used;
+    return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
 }
 
 size_t q35_linear_floats(size_t cols, size_t T, int threads) {

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 /* Blocks this large are asked for in huge pages: a forward call walks all of its scratch once a
@@ -47,6 +48,16 @@ void *q35_alloc(size_t count, size_t size, const char *what, qwen35_status *stat
         ((uintptr_t)block + sizeof(void *) + Q35_ALIGN - 1) & ~(uintptr_t)(Q35_ALIGN - 1);
     ((void **)start)[-1] = block;
     return (void *)start;
+}
+
+size_t q35_lay_out(const q35_buffer *parts, size_t n, float *memory) {
+    size_t used = 0;
+    for (size_t i = 0; i < n; i++) {
+        void *start = memory && parts[i].floats ? memory + used : NULL;
+        if (memory) memcpy(parts[i].pointer, &start, sizeof start);
+        used += (parts[i].floats + 15) / 16 * 16;
+    }
+    return used;
 }
 
 void q35_free(void *memory) {

@@ -18,10 +18,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
     s->mix_cols = max(vd, g->Hq * g->Dh);
     s->worker_floats = max(q35_attention_worker_floats(g), q35_deltanet_worker_floats(g));
     size_t widest = max(max(g->D, g->F), s->mix_cols);
-    struct {
-        float **pointer;
-        size_t floats;
-    } parts[] = {
+    const q35_buffer parts[] = {
         {&s->x, T * g->D},
         {&s->h, T * g->D},
         {&s->proj, T * s->proj_cols},
@@ -34,12 +31,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
         {&s->backup, state_floats + 1},
         {&s->panel, q35_linear_floats(widest, T, threads)},
     };
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        if (block) *parts[i].pointer = parts[i].floats ? block + used : NULL;
-        used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
-    }
-    return used;
+    return q35_lay_out(parts, sizeof parts / sizeof *parts, block);
 }
 
 size_t q35_scratch_bytes(const qwen35_geometry *geometry, int threads, size_t state_floats) {

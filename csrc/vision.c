@@ -85,10 +85,7 @@ static size_t lay_out(tower *v, int threads, float *memory) {
     const size_t kv = v->blocks * KEYS * D / (v->narrow ? 2 : 1), quarter = v->Dh / 4;
     const size_t widest = max(max(m2 * D, g->F), v->w->patch.cols);
     v->worker_floats = QUERIES * (2 * v->Dh + KEYS + 2 + max(v->Dh, KEYS) / 2);
-    struct {
-        void *pointer; /* of the field */
-        size_t floats;
-    } parts[] = {
+    const q35_buffer parts[] = {
         {&v->x, v->S * D},
         {&v->keys, kv},
         {&v->values, kv},
@@ -101,13 +98,7 @@ static size_t lay_out(tower *v, int threads, float *memory) {
         {&v->panel,
          v->fixed ? q35_fixed_floats(widest, T, threads) : q35_linear_floats(widest, 0, threads)},
     };
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        void *start = memory && parts[i].floats ? memory + used : NULL;
-        if (memory) memcpy(parts[i].pointer, &start, sizeof start);
-        used += (parts[i].floats + 15) / 16 * 16; /* each starts on a cache line */
-    }
-    return used;
+    return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
 }
 
 static void rotary_tables(tower *v) {

@@ -179,6 +179,19 @@ static void session_dealloc(SessionObject *self) {
     Py_DECREF(type);
 }
 
+/* Appends a prompt, which is released, for its own sake: None, or NULL with an exception. */
+static PyObject *append(SessionObject *self, prompt_arrays *prompt, watch w) {
+    int failed = q35_session_enter(self);
+    if (!failed) {
+        qwen35_input input = q35_prompt_input(prompt);
+        failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
+        q35_session_leave(self);
+    }
+    q35_prompt_clear(prompt);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(prefill_doc,
              "prefill(ids, *, position_ids=None, features=None, progress=None)\n\n"
              "Append ids [T]. features: of the image and video tokens among them, in their order. "
@@ -192,16 +205,7 @@ static PyObject *session_prefill(SessionObject *self, PyObject *args, PyObject *
                                      &features, &progress) ||
         q35_prompt_parse(&prompt, self, ids, positions, features))
         return NULL;
-    int failed = q35_session_enter(self);
-    if (!failed) {
-        watch w = {.progress = progress == Py_None ? NULL : progress};
-        qwen35_input input = q35_prompt_input(&prompt);
-        failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
-        q35_session_leave(self);
-    }
-    q35_prompt_clear(&prompt);
-    if (failed) return NULL;
-    Py_RETURN_NONE;
+    return append(self, &prompt, (watch){.progress = progress == Py_None ? NULL : progress});
 }
 
 PyDoc_STRVAR(observe_doc,
@@ -215,16 +219,8 @@ static PyObject *session_observe(SessionObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OO:observe", &ids, &callback) ||
         q35_prompt_parse(&prompt, self, ids, NULL, NULL))
         return NULL;
-    int failed = q35_session_enter(self);
-    if (!failed) {
-        watch w = {.observe = callback, .names = ((ModelObject *)self->model)->names};
-        qwen35_input input = q35_prompt_input(&prompt);
-        failed = q35_append_watched(self, &input, &w, (qwen35_append_options){0});
-        q35_session_leave(self);
-    }
-    q35_prompt_clear(&prompt);
-    if (failed) return NULL;
-    Py_RETURN_NONE;
+    PyObject *names = ((ModelObject *)self->model)->names;
+    return append(self, &prompt, (watch){.observe = callback, .names = names});
 }
 
 PyDoc_STRVAR(logits_all_doc,
