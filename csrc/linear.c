@@ -85,9 +85,9 @@ static size_t few_bytes(const job *j, int threads) {
     return each < BLOCK_BYTES_FEW ? each : BLOCK_BYTES_FEW;
 }
 
-static size_t rows_per_block(const job *j, const q35_matrix *w, int threads) {
-    if (w->integers && j->T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
-    size_t bytes = j->T < FEW_TOKENS ? few_bytes(j, threads) : BLOCK_BYTES;
+/* Rows whose weights take `bytes`, of integers with many tokens BLOCK_PANELS. */
+static size_t rows_per_block(const q35_matrix *w, size_t T, size_t bytes) {
+    if (w->integers && T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
     size_t rows = bytes / q35_row_bytes(w->dtype, w->cols),
            whole = w->integers ? Q35_PANEL : BLOCK_ROWS;
     return rows < whole ? whole : rows / whole * whole;
@@ -222,10 +222,10 @@ static int multiply_with_blas(q35_team *team, const q35_product *product, const 
 
 /* Products that BLAS does not do, in one region. */
 static int multiply(q35_team *team, job *j) {
-    size_t all_rows = 0;
+    size_t all_rows = 0, bytes = j->T < FEW_TOKENS ? few_bytes(j, team->threads) : BLOCK_BYTES;
     for (size_t p = 0; p < j->n; p++) {
         const q35_matrix *w = j->products[p].w;
-        j->rows_per_block[p] = rows_per_block(j, w, team->threads);
+        j->rows_per_block[p] = rows_per_block(w, j->T, bytes);
         size_t blocks = (w->rows + j->rows_per_block[p] - 1) / j->rows_per_block[p];
         j->first_block[p + 1] = j->first_block[p] + blocks;
         all_rows += w->rows;

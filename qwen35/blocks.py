@@ -43,36 +43,6 @@ class Blocks:
         return _core.decode_blocks(self.type, self.data, rows * columns).reshape(rows, columns)
 
 
-class PackedBlocks(Blocks):
-    """Blocks made in memory that the core alone has now, laid out anew: `data` is empty.
-
-    read: gives the numbers, float32 [rows, columns].
-    """
-
-    def __init__(self, blocks: Blocks, read: Callable[[], NDArray[np.float32]]) -> None:
-        super().__init__(blocks.type, np.empty((0, 0), np.uint8))
-        object.__setattr__(self, "_shape", blocks.shape)
-        object.__setattr__(self, "_nbytes", blocks.nbytes)
-        object.__setattr__(self, "_read", read)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns, in elements."""
-        found: tuple[int, int] = self.__dict__["_shape"]
-        return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the blocks had."""
-        found: int = self.__dict__["_nbytes"]
-        return found
-
-    def decode(self) -> NDArray[np.float32]:
-        """The numbers, float32 [rows, columns]."""
-        found: NDArray[np.float32] = self.__dict__["_read"]()
-        return found
-
-
 @dataclasses.dataclass(frozen=True)
 class BlockSpan:
     """Shape, type and size of a matrix in blocks: what `Span` is for other tensors."""
@@ -82,6 +52,32 @@ class BlockSpan:
     shape: tuple[int, ...]
     nbytes: int
     aligned: bool = True  # blocks are read byte by byte
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedBlocks(Blocks):
+    """Blocks made in memory that the core alone has now, laid out anew: `data` is empty.
+
+    given: shape and bytes of the blocks that they were. read: the numbers, float32 [rows, columns].
+    """
+
+    given: BlockSpan
+    read: Callable[[], NDArray[np.float32]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, in elements."""
+        rows, columns = self.given.shape
+        return rows, columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the blocks had."""
+        return self.given.nbytes
+
+    def decode(self) -> NDArray[np.float32]:
+        """The numbers, float32 [rows, columns]."""
+        return self.read()
 
 
 def stored_type(span: Any) -> str:

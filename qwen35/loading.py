@@ -262,9 +262,10 @@ def _model(
     )
     del tensors
     for name in core.laid_out:  # made in memory, and now twice there
-        blocks: Any = checkpoint.tensors.stored(name)
+        given: Any = checkpoint.tensors.span(name)
         read: Any = functools.partial(core.read, name)
-        checkpoint.tensors.replace(name, PackedBlocks(blocks, read))
+        empty = np.empty((0, 0), np.uint8)
+        checkpoint.tensors.replace(name, PackedBlocks(given.dtype, empty, given, read))
     tokenizer: Any = tokenizer_of(checkpoint)
     return Model(
         checkpoint,
