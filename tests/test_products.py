@@ -157,6 +157,14 @@ def test_extreme_codes_and_tokens(target: str, type: str, fine: bool) -> None:
             assert np.array_equal(alone, y[t : t + 1])
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "from rows"])
+def test_no_tokens(target: str, packed: bool) -> None:
+    """The last layer of a chunk whose outputs nobody wants: nothing is read, nothing written."""
+    blocks = random_blocks(np.random.default_rng(9), "q4_k", 19, 512)
+    y = product(target, "q4_k", blocks, np.zeros((0, 512), np.float32), packed=packed)
+    assert y.shape == (0, 19)
+
+
 def test_tokens_too_small_to_scale_are_zeros(target: str) -> None:
     """127 / 1e-37 is no float: sums of what that gave would leave their integers."""
     blocks = random_blocks(np.random.default_rng(6), "q8_0", 16, 64)

@@ -187,6 +187,29 @@ def conversations(model: qwen35.Model) -> list[list[int]]:
     return found
 
 
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m", "q2_k"])
+def test_prompts_of_several_chunks(recipe: str) -> None:
+    """Chunks before the last one want no logits. Float32 NumPy on the decoded numbers is the oracle
+    of the exact mode, whose likeliest tokens integer products must find; and the same bits come of
+    small pieces.
+    """
+    with (
+        qwen35.load("tiny", quantize=recipe, dtype="float32") as exact,
+        qwen35.load("tiny", quantize=recipe) as model,
+    ):
+        text = [id for ids in conversations(model) for id in ids][:700]
+        ids = np.array(text, np.int32)
+        whole, pieces, wanted = (m._core_session(len(ids)) for m in (model, model, exact))
+        whole.prefill(ids)
+        wanted.prefill(ids)
+        for at in range(0, len(ids), 100):
+            pieces.prefill(ids[at : at + 100])
+        got, want = np.array(whole.logits), np.array(wanted.logits)
+    assert np.abs(got - want).max() <= 0.1 * np.abs(want).max()
+    assert got.argmax() == want.argmax()
+    assert np.abs(got - np.array(pieces.logits)).max() <= 1e-5 * np.abs(got).max()
+
+
 @pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m", "iq4_xs", "q5_0", "q4_1", "q2_k"])
 def test_blocks_made_in_memory_are_there_once(recipe: str) -> None:
     """What the core has laid out it alone keeps; tensors still read as the same numbers decode."""
