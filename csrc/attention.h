@@ -13,7 +13,4 @@
 int q35_attention(q35_team *team, const qwen35_geometry *geometry, const q35_layer *layer,
                   const q35_batch *batch, size_t n, q35_scratch *scratch);
 
-/* Per-worker floats that q35_attention needs. */
-size_t q35_attention_worker_floats(const qwen35_geometry *geometry);
-
 #endif

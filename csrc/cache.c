@@ -14,7 +14,7 @@ void q35_cache_shape_init(q35_cache_shape *shape, const qwen35_geometry *g, q35_
     for (size_t l = 0; l < g->L; l++)
         if (g->kinds[l] == QWEN35_FULL) shape->n_full++;
     shape->n_linear = g->L - shape->n_full;
-    shape->head_bytes = Q35_PAGE * q35_row_bytes(kv_dtype, g->Dh);
+    shape->head_bytes = q35_kv_bytes(kv_dtype, g->Dh);
     shape->page_bytes = shape->n_full * 2 * g->Hkv * shape->head_bytes;
     shape->state_floats = g->Hv * g->Dk * g->Dv;
     shape->conv_floats = (g->K - 1) * (2 * g->Hk * g->Dk + g->Hv * g->Dv);

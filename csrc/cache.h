@@ -8,21 +8,19 @@
 
 #include <stdatomic.h>
 
+#include "kv.h"
 #include "qwen35.h"
-
-#define Q35_PAGE 64
 
 typedef struct q35_page {
     atomic_size_t references;
-    _Alignas(
-        64) unsigned char data[]; /* [attention layer][K, V][Hkv][Q35_PAGE][Dh] of the K/V type */
+    _Alignas(64) unsigned char data[]; /* [attention layer][K, V][Hkv], each as kv.h says */
 } q35_page;
 
 /* Sizes that all caches of one model share. */
 typedef struct q35_cache_shape {
     q35_dtype kv_dtype;
     size_t Hkv, Dh, page_bytes;
-    size_t head_bytes; /* of one head of one layer in one page: Q35_PAGE * Dh elements */
+    size_t head_bytes;                /* of one head of one layer in one page */
     size_t state_floats, conv_floats; /* of one DeltaNet layer */
     size_t n_full, n_linear;
 } q35_cache_shape;
@@ -60,7 +58,7 @@ static inline float *q35_cache_conv(const q35_cache *cache, size_t n) {
     const q35_cache_shape *s = cache->shape;
     return cache->state + s->n_linear * s->state_floats + n * s->conv_floats;
 }
-/* K (which = 0) or V (1) of one head in the n-th attention layer: [Q35_PAGE, Dh] of one page. */
+/* K (which = 0) or V (1) of one head in the n-th attention layer, of one page. */
 static inline void *q35_cache_kv(const q35_cache *cache, size_t page, size_t n, int which,
                                  size_t head) {
     const q35_cache_shape *s = cache->shape;

@@ -35,7 +35,8 @@ typedef enum q35_dtype {
     Q35_IQ4_NL,
     Q35_IQ4_XS,
     Q35_MXFP4,
-    Q35_FORMATS /* all of them */
+    Q35_FORMATS,            /* all that weights have */
+    Q35_INT16 = Q35_FORMATS /* of the K/V cache alone: kv.h */
 } q35_dtype;
 
 /* Of one element of a dense type. */

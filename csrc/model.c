@@ -195,6 +195,9 @@ static int check_geometry(const qwen35_geometry *g, qwen35_status *status) {
     if (g->Dr > g->Dh || g->Dr % 2 || g->Dr == 0)
         return q35_fail(status, Q35_ARGUMENT, "geometry: %zu rotary dims of a head of %zu", g->Dr,
                         g->Dh);
+    if (g->Dh > Q35_MAX_HEAD)
+        return q35_fail(status, Q35_ARGUMENT, "geometry: heads of %zu, at most %d", g->Dh,
+                        Q35_MAX_HEAD);
     if (g->K > Q35_MAX_TAPS)
         return q35_fail(status, Q35_ARGUMENT, "geometry: %zu convolution taps, at most %d", g->K,
                         Q35_MAX_TAPS);
@@ -232,7 +235,7 @@ static int own_geometry(qwen35_model *model, const qwen35_geometry *g, qwen35_st
 }
 
 static int check_kv_dtype(const qwen35_geometry *g, q35_dtype kv_dtype, qwen35_status *status) {
-    if (g->Dh % q35_formats[kv_dtype].elements == 0) return Q35_OK;
+    if (kv_dtype == Q35_INT16 || g->Dh % q35_formats[kv_dtype].elements == 0) return Q35_OK;
     return q35_fail(status, Q35_ARGUMENT,
                     "kv_dtype %s: heads of %zu are no multiple of its blocks of %zu",
                     q35_formats[kv_dtype].name, g->Dh, q35_formats[kv_dtype].elements);
@@ -374,6 +377,9 @@ size_t qwen35_model_width(const qwen35_model *model) { return model->g.D; }
 
 int qwen35_select_target(const char *name) { return q35_kernels_select(name); }
 const char *qwen35_target(void) { return q35_kernel->name; }
+
+/* Where pairs of int16 are no faster than f32, f16 needs fewer of them. */
+const char *qwen35_fast_kv_dtype(void) { return q35_kernel->dot_fixed ? "int16" : "float16"; }
 
 size_t qwen35_cpu_features(const char *names[QWEN35_MAX_FEATURES]) {
     q35_cpu cpu;

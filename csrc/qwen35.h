@@ -236,6 +236,8 @@ void qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n);
 /* Targets this machine can run; the one in use is a process-wide choice made at import. */
 int qwen35_select_target(const char *name);
 const char *qwen35_target(void);
+/* The type of K and V that it attends to fastest. */
+const char *qwen35_fast_kv_dtype(void);
 
 /* Names of the processor features found that the kernels could use; returns their number. */
 #define QWEN35_MAX_FEATURES 8

@@ -1,7 +1,7 @@
 /* scratch.c: one block, cut into the buffers of a forward call. */
 #include "scratch.h"
 
-#include "attention.h"
+#include "attend.h"
 #include "deltanet.h"
 #include "linear.h"
 #include "mem.h"
@@ -16,7 +16,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
            full_cols = (2 * g->Hq + 2 * g->Hkv) * g->Dh;
     s->proj_cols = max(max(linear_cols, full_cols), 2 * g->F);
     s->mix_cols = max(vd, g->Hq * g->Dh);
-    s->worker_floats = max(q35_attention_worker_floats(g), q35_deltanet_worker_floats(g));
+    s->worker_floats = max(q35_attend_worker_floats(g), q35_deltanet_worker_floats(g));
     size_t widest = max(max(g->D, g->F), s->mix_cols);
     const q35_buffer parts[] = {
         {&s->x, T * g->D},
@@ -28,6 +28,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
         {&s->sine, T * g->Dr / 2},
         {&s->logits, Q35_LOGIT_ROWS * g->V},
         {&s->worker, (size_t)threads * s->worker_floats},
+        {&s->partials, q35_attend_floats(g)},
         {&s->backup, state_floats + 1},
         {&s->panel, q35_linear_floats(widest, T, threads)},
     };

@@ -11,18 +11,19 @@
 typedef struct q35_scratch {
     struct q35_scratch *next; /* in the model's list of idle ones */
     size_t proj_cols, mix_cols, worker_floats;
-    float *x;      /* [T, D] residual stream */
-    float *h;      /* [T, D] normed input of a layer part */
-    float *proj;   /* [T, proj_cols] projections of h: qkv z b a | q k v | gate up */
-    float *mix;    /* [T, mix_cols] a mixer's output before its last projection */
-    float *gates;  /* [Hv, 2, T] decay and beta of every value head */
-    float *cosine; /* [T, Dr / 2] */
-    float *sine;   /* [T, Dr / 2] */
-    float *logits; /* [Q35_LOGIT_ROWS, V] */
-    float *worker; /* [threads, worker_floats] */
-    float *backup; /* recurrent state of a session before the chunk under way */
-    float *panel;  /* for q35_linear */
-    float *block;  /* all of the above lie in it */
+    float *x;        /* [T, D] residual stream */
+    float *h;        /* [T, D] normed input of a layer part */
+    float *proj;     /* [T, proj_cols] projections of h: qkv z b a | q k v | gate up */
+    float *mix;      /* [T, mix_cols] a mixer's output before its last projection */
+    float *gates;    /* [Hv, 2, T] decay and beta of every value head */
+    float *cosine;   /* [T, Dr / 2] */
+    float *sine;     /* [T, Dr / 2] */
+    float *logits;   /* [Q35_LOGIT_ROWS, V] */
+    float *worker;   /* [threads, worker_floats] */
+    float *partials; /* of q35_attend, where the positions are split over the threads */
+    float *backup;   /* recurrent state of a session before the chunk under way */
+    float *panel;    /* for q35_linear */
+    float *block;    /* all of the above lie in it */
     size_t bytes;
 } q35_scratch;
 

@@ -43,6 +43,15 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
         k->dot_fixed(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[3].stride,
                      a[4].data, a[4].stride, a[0].cols, a[3].rows, (size_t)number[0],
                      number[1] != 0);
+    } else if (IS("fix_all", 2)) {
+        result[0] = k->fix_all(a[0].data, a[1].data, a[1].cols, (float)number[0]);
+        *n = 1;
+    } else if (IS("dot_pairs", 5)) {
+        k->dot_pairs(a[0].data, a[0].stride, a[1].data, a[1].cols / 2, a[4].data, a[2].data,
+                     a[2].stride, a[3].data, a[2].rows, a[1].rows, number[0] != 0);
+    } else if (IS("dot_pairs", 4)) {
+        k->dot_pairs(a[0].data, a[0].stride, a[1].data, a[1].cols / 2, NULL, a[2].data, a[2].stride,
+                     a[3].data, a[2].rows, a[1].rows, number[0] != 0);
     } else if (IS("delta", 7)) {
         if (a[1].cols > Q35_DELTA_COLS || a[1].stride != a[1].cols || a[2].stride != a[3].stride)
             return q35_fail(
@@ -75,6 +84,12 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
     } else if (IS("softmax_step", 1)) {
         float sum;
         result[0] = k->softmax_step(a[0].data, a[0].cols, (float)number[0], &sum);
+        result[1] = sum;
+        *n = 2;
+    } else if (IS("weigh", 4)) {
+        float sum;
+        result[0] = k->weigh(a[0].data, a[1].data, a[2].data, a[3].data, (size_t)number[0],
+                             a[2].cols, (float)number[1], (float)number[2], &sum);
         result[1] = sum;
         *n = 2;
     } else if (IS("scale", 1)) {

@@ -15,7 +15,7 @@ typedef struct q35_rows {
 } q35_rows;
 
 #define Q35_TRIAL_ARRAYS 8
-#define Q35_TRIAL_NUMBERS 2
+#define Q35_TRIAL_NUMBERS 3
 
 /* Arrays, numbers and outputs stand in py/testing.c. result [2] is what softmax_step returns; *n
    counts the arrays and becomes the number of results. Returns the status' code. */

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Isa = Literal["c", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondotprod"]
-KvDtype = Literal["float32", "float16", "bfloat16", "q8_0"]
+KvDtype = Literal["int16", "float32", "float16", "bfloat16", "q8_0"]
 
 class Geometry(TypedDict):
     """Everything the core needs of a config.json, already validated (`config.py` makes it)."""
@@ -64,7 +64,9 @@ def plan_memory(
     """
 
 def cpu() -> dict[str, Any]:
-    """{"isa": in use, "available": (...), "features": (...), "vendor": str, "blas": str}."""
+    """{"isa": in use, "kv_dtype": the fastest with it, "available": (...), "features": (...),
+    "blas": str}.
+    """
 
 class Model:
     """Weights bound to names. Immutable; shared by threads and sessions."""

@@ -17,6 +17,8 @@ from typing import Any
 from . import __version__
 from .errors import Error
 
+KV_DTYPES = ("auto", "int16", "float32", "float16", "bfloat16", "q8_0")
+
 COMMANDS = {
     "run": ("cli_run", "answer one prompt"),
     "chat": ("cli_chat", "talk in turns"),
@@ -108,9 +110,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", type=int, help="tokens a conversation can hold")
     group.add_argument("--threads", type=int, help="threads that compute")
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    group.add_argument(
-        "--kv-dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16", "q8_0")
-    )
+    group.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="of the K/V cache")
     group.add_argument("--offline", action="store_true", help="use the hub's cache alone")
     add_traceback(parser)
 

@@ -20,11 +20,10 @@ from collections import Counter
 from typing import Any
 
 from .blocks import stored_type
-from .cli import add_traceback
+from .cli import KV_DTYPES, add_traceback
 
 BYTES = ("weights", "of them mapped", "K/V per token", "K/V", "state", "scratch", "total")
 BYTES += ("available",)
-KV = ("float32", "float16", "bfloat16", "q8_0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, metavar="N", help="tokens to plan memory for; default: as load()"
     )
-    parser.add_argument(
-        "--kv-dtype", default="auto", choices=("auto", *KV), help="of the K/V cache"
-    )
+    parser.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="of the K/V cache")
     parser.add_argument("--quantize", metavar="T", help="plan for blocks made at load")
     parser.add_argument("--threads", type=int, metavar="N", help="threads that compute")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -49,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
     from .checkpoint import open_checkpoint
+    from .loading import settle_kv_dtype
     from .quantize import check_recipe
 
     for name in ("context", "threads"):
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         facts = describe(
             checkpoint,
             context=args.context,
-            kv_dtype="float16" if args.kv_dtype == "auto" else args.kv_dtype,
+            kv_dtype=settle_kv_dtype(args.kv_dtype),
             recipe=recipe,
             threads=args.threads,
         )

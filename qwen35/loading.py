@@ -42,7 +42,7 @@ __all__ = ["Checkpoint", "default_threads", "load", "open_checkpoint", "thread_r
 MAX_CONTEXT = 2**31 - 1
 MAX_THREADS = 1024
 DTYPES = ("auto", "float32", "bfloat16")
-KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "q8_0")
+KV_DTYPES = ("auto", "int16", "float32", "float16", "bfloat16", "q8_0")
 SHORT_KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -82,9 +82,11 @@ def load(
     context: tokens a session holds, refused where weights and K/V do not fit memory; default the
         trained length, at most 262,144 (more only with YaRN) and what the machine can hold
         (`memory_plan.settle`). K/V is allocated as it is needed.
-    threads: default `default_threads()`. kv_dtype: "auto" is float16, float32 with dtype="float32";
-        "q8_0" halves the K/V cache again (8-bit blocks of 32, head_dim a multiple of it). "f32",
-        "f16" and "bf16" are short for the long names.
+    threads: default `default_threads()`. kv_dtype: "auto" is float32 with dtype="float32", else
+        "int16" where the processor multiplies pairs of int16 faster than floats (x86), "float16"
+        where it does not. "int16" is fixed point, as close as float16 and 1.6 % larger (a factor
+        for each vector). "q8_0" halves the K/V cache (8-bit blocks of 32, head_dim a multiple of
+        it). "f32", "f16" and "bf16" are short for the long names.
     rope_scaling: replaces that of the file, e.g. {"rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 262144}.
     mtp: draft layer; True insists that its weights are there. No drafts are made yet.
@@ -109,7 +111,7 @@ def load(
     _check_limits(media_limits)
     recipe = None if quantize is None else check_recipe(quantize)
     threads = default_threads() if threads is None else int(threads)
-    kv_dtype = _kv_dtype(kv_dtype, dtype)
+    kv_dtype = settle_kv_dtype(kv_dtype, dtype)
     checkpoint = open_checkpoint(
         source,
         revision=revision,
@@ -196,10 +198,13 @@ def _check_limits(limits: Any) -> None:
         raise TypeError(f"media_limits: expected a qwen35.MediaLimits, got {type(limits).__name__}")
 
 
-def _kv_dtype(kv_dtype: str, dtype: str) -> str:
+def settle_kv_dtype(kv_dtype: str, dtype: str = "auto") -> str:
+    """The type that K and V are kept in, "auto" being what this processor attends to fastest."""
     if kv_dtype != "auto":
         return kv_dtype
-    return "float32" if dtype == "float32" else "float16"
+    from . import _core
+
+    return "float32" if dtype == "float32" else str(_core.cpu()["kv_dtype"])
 
 
 def _context(config: Config, context: int | None) -> int:

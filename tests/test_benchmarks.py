@@ -158,7 +158,7 @@ def test_timeline_is_at_its_depth_again_for_every_figure() -> None:
 
 def test_costs_of_tiny() -> None:
     """8 layers: attention 3 and 7; sizes are those of its config.json."""
-    with qwen35.load("tiny", context=64) as model:
+    with qwen35.load("tiny", context=64, kv_dtype="float16") as model:
         cost, text = bench.costs(model), model.config.text
         tensors = model.tensors
         used = [n for n in tensors if ".visual." not in n and not n.startswith("mtp.")]
@@ -196,7 +196,8 @@ def test_bench_command_writes_all_figures(
     assert [row["tokens"] for row in found["prefill"]] == [5, 9]  # 900 is beyond --max-tokens
     assert [row["depth"] for row in found["decode"]] == [0, 30]
     assert [row["size"] for row in found["batch"]] == [1, 3]
-    assert found["decode"][1]["bytes_per_token"] - found["decode"][0]["bytes_per_token"] == 30_720
+    more = found["decode"][1]["bytes_per_token"] - found["decode"][0]["bytes_per_token"]
+    assert more == 30 * {"float16": 1024, "int16": 1056}[found["kv_dtype"]]
     assert found["load_s"] > 0 and found["threads"] >= 1 and found["read_GB_per_s"] == 10
     pytest.importorskip("matplotlib")
     bench_report.plot(found, tmp_path / "b.png")
@@ -240,7 +241,7 @@ def test_growth_runs_on_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_qwen35_worker_answers(tmp_path: Path) -> None:
     worker = script("engines").Worker("qwen35", "tiny", threads=1, room=120)
-    assert worker.about["kv_dtype"] == "float16"
+    assert worker.about["kv_dtype"] == _core.cpu()["kv_dtype"]
     for what, how in (
         ("prefill_s", {"tokens": 5, "depth": 0}),
         ("decode_s", {"tokens": 2, "depth": 20}),

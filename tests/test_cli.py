@@ -313,7 +313,9 @@ def test_info_reads_headers(small: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     with safe_open(small / "model.safetensors", "np") as file:
         count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
-    assert cli.main(["info", str(small), "--context", "100", "--json"]) == 0
+    assert (
+        cli.main(["info", str(small), "--context", "100", "--kv-dtype", "float16", "--json"]) == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == count
     assert facts["layers"]["DeltaNet"] == 3 and facts["layers"]["attention"] == 1

@@ -368,6 +368,93 @@ def test_fixed_tokens_do_not_depend_on_their_number(fixed_target: str) -> None:
         assert np.array_equal(one[0], whole[t])
 
 
+@WHERE
+@pytest.mark.parametrize("n", [1, 15, 64, 255])
+@pytest.mark.parametrize("norm", [8000.0, 46000.0])
+def test_fix_all(target: str, n: int, norm: float, at_end: bool) -> None:
+    """As `fix`, of one block however long it is."""
+    x = guard.like(noise(np.random.default_rng(n), (n,)), at_end=at_end)
+    y = guard.poisoned((n,), np.int16, at_end=at_end)
+    (factor,) = run(target, "fix_all", y, x, norm)
+    norms = np.linalg.norm(wide(x)) / np.array([norm, min(norm, 32767)])
+    assert abs(norms / factor - 1).min() <= 1e-6
+    assert abs(y).max() <= 32767
+    assert (abs(y * factor - wide(x)) <= 0.505 * factor).all()
+
+
+@WHERE
+@pytest.mark.parametrize("add", [0, 1])
+@pytest.mark.parametrize("factors", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "width", "pairs"), [(1, 16, 1), (4, 64, 6), (7, 48, 19), (13, 80, 128)]
+)
+def test_dot_pairs(
+    target: str, tokens: int, width: int, pairs: int, factors: bool, add: int, at_end: bool
+) -> None:
+    """Integer sums are exact; what becomes of them rounds four times: to f32, twice times a factor,
+    and added up.
+    """
+    rng = np.random.default_rng(tokens)
+    w = rng.integers(-2800, 2801, (width, 2 * pairs), dtype=np.int16)
+    x = rng.integers(-2800, 2801, (tokens, 2 * pairs), dtype=np.int16)
+    x_factor = rng.uniform(0.5, 2, tokens).astype(np.float32)
+    w_factor = rng.uniform(0.5, 2, width).astype(np.float32)
+    by_pairs = w.reshape(width, pairs, 2).swapaxes(0, 1).reshape(pairs, 2 * width)
+    y = guard.poisoned((tokens, width), np.float32, at_end=at_end, gap=1)
+    if add:
+        y[...] = noise(rng, (tokens, width))
+    want = wide(y) if add else np.zeros((tokens, width))
+    scale = wide(x_factor)[:, None] * (wide(w_factor) if factors else 1)
+    product = scale * (wide(x) @ wide(w).T)
+    given = [
+        guard.like(by_pairs, at_end=at_end),
+        guard.like(x, at_end=at_end, gap=2),
+        guard.like(x_factor, at_end=at_end),
+    ]
+    more = [guard.like(w_factor, at_end=at_end)] if factors else []
+    run(target, "dot_pairs", y, *given, *more, add)
+    assert (abs(y - (want + product)) <= 4 * EPS * (abs(want) + abs(product))).all()
+    check_gaps(y)
+    for t in range(tokens):  # bit for bit the same alone
+        one = want[t : t + 1].astype(np.float32)
+        run(target, "dot_pairs", one, given[0], x[t : t + 1], x_factor[t : t + 1], *more, add)
+        assert np.array_equal(one[0], y[t])
+
+
+@WHERE
+@pytest.mark.parametrize("n", [1, 15, 16, 33, 64])
+@pytest.mark.parametrize("m", [-np.inf, -3.0, 50.0])
+def test_weigh(target: str, n: int, m: float, at_end: bool) -> None:
+    """Softmax in float64. The weights' integers are off by half a step (and 2 ulp of exp, below a
+    fiftieth of a step); nothing beyond the n scores counts, whatever is there.
+    """
+    rng = np.random.default_rng(n)
+    scores, v_factor = 5 * noise(rng, (64,)), rng.uniform(0.1, 3, 64).astype(np.float32)
+    scores[n:] = np.nan
+    s = guard.like(scores, at_end=at_end)
+    y = guard.poisoned((64,), np.int16, at_end=at_end)
+    factor = guard.poisoned((1,), np.float32, at_end=at_end)
+    top, total = run(
+        target, "weigh", y, factor, s, guard.like(v_factor, at_end=at_end), n, 8000.0, m
+    )
+    assert top == max(m, scores[:n].max())
+    p = np.exp(np.clip(wide(scores[:n]) - top, -87, None))
+    assert total == pytest.approx(p.sum(), rel=1e-6)
+    weight = np.zeros(64)
+    weight[:n] = p * wide(v_factor[:n])
+    assert (abs(y * wide(factor) - weight) <= 0.52 * factor).all()
+    assert np.linalg.norm(wide(y)) == pytest.approx(8000, abs=4)  # 64 roundings of half a step
+
+
+def test_weigh_shows_what_is_no_number(target: str) -> None:
+    """A V that is not finite has such a factor (`fix_all`), and so have the weights then."""
+    y, factor, ones = np.zeros(16, np.int16), np.zeros(1, np.float32), np.ones(16, np.float32)
+    v_factor = ones.copy()
+    v_factor[3] = np.nan
+    run(target, "weigh", y, factor, ones, v_factor, 16, 8000.0, 0.0)
+    assert np.isnan(factor[0])
+
+
 # ---- delta ---------------------------------------------------------------------------------------
 
 

@@ -156,10 +156,18 @@ def test_yarn() -> None:
 
 @pytest.mark.parametrize(
     ("kv", "bound"),
-    [("float32", FLOAT32), ("float16", 2e-3), ("bfloat16", 1.6e-2), ("q8_0", 1.6e-2)],
+    [
+        ("int16", 2e-3),
+        ("float32", FLOAT32),
+        ("float16", 2e-3),
+        ("bfloat16", 1.6e-2),
+        ("q8_0", 1.6e-2),
+    ],
 )
 def test_kv_types(kv: str, bound: float) -> None:
-    """Keys and values rounded to 11 or 8 bits: a share of 2^-11 or 2^-8 each, times 4."""
+    """Keys and values rounded to 11 or 8 bits: a share of 2^-11 or 2^-8 each, times 4. int16 keeps
+    a vector to 1e-4 of its norm, as 11 bits of each number do.
+    """
     core, reference = core_models.both(
         seed=5, kv=kv, layer_types=["full_attention"] * 2, num_hidden_layers=2, head_dim=64
     )
@@ -167,6 +175,42 @@ def test_kv_types(kv: str, bound: float) -> None:
     error = core_models.relative_error(core.session(100).logits_all(ids), reference.logits(ids))
     assert error <= bound
     assert kv == "float32" or error > FLOAT32, "the K/V type is not in use"
+
+
+@pytest.mark.parametrize("head_dim", [12, 37, 80])
+def test_integer_keys_of_any_head(head_dim: int) -> None:
+    """Pairs and vectors that the head does not fill; bound as above."""
+    core, reference = core_models.both(
+        seed=6, kv="int16", layer_types=["full_attention"], num_hidden_layers=1, head_dim=head_dim
+    )
+    ids = core_models.tokens(6, 150)
+    error = core_models.relative_error(core.session(150).logits_all(ids), reference.logits(ids))
+    assert error <= 2e-3
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16", "int16", "q8_0"])
+def test_positions_split_over_threads(kv: str) -> None:
+    """2,300 positions are three segments. Read at once, whoever adds them up, and token by token
+    with the segments as tasks: the same bits, and the reference's logits. Bounds as in
+    test_kv_types.
+    """
+    shape: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
+    shape |= {"layer_types": ["full_attention"], "num_hidden_layers": 1}
+    ids = core_models.tokens(7, 2300)
+    one, reference = core_models.both(seed=7, kv=kv, threads=1, **shape)
+    whole = one.session(2300).logits_all(ids)
+    bound = {"float32": FLOAT32, "q8_0": 1.6e-2}.get(kv, 2e-3)
+    assert core_models.relative_error(whole[-100:], reference.logits(ids)[-100:]) <= bound
+    for threads in (1, 2, 8):
+        session = core_models.both(seed=7, kv=kv, threads=threads, **shape)[0].session(2300)
+        session.prefill(ids[:1000])
+        session.prefill(ids[1000:2280])
+        for first, last in ((2280, 2281), (2281, 2284), (2284, 2300)):
+            session.prefill(ids[first:last])
+            if _core.cpu()["isa"] == "c":  # long products are OpenBLAS's there
+                assert core_models.relative_error(session.logits, whole[last - 1]) <= 1e-5
+            else:
+                assert np.array_equal(session.logits, whole[last - 1])
 
 
 def test_kv_blocks_need_whole_heads() -> None:

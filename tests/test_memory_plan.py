@@ -29,7 +29,8 @@ WIDE = {
     "head_dim": 64,
     "rope_parameters": checkpoints.TEXT["rope_parameters"] | {"mrope_section": [3, 3, 2]},
 }
-PER_TOKEN = {"float32": 1024, "float16": 512, "bfloat16": 512, "q8_0": 272}  # 2 * 2 * 64 elements
+# 2 * 2 * 64 elements; int16 has a factor for each K and V
+PER_TOKEN = {"float32": 1024, "float16": 512, "int16": 528, "bfloat16": 512, "q8_0": 272}
 STATE = 4 * 3 * (4 * 12 * 20 + 3 * (2 * 2 * 12 + 4 * 20))
 PARTS = {"weights": "weights", "kv": "K/V", "state": "state", "scratch": "scratch"}
 
@@ -126,7 +127,7 @@ def test_plans_of_other_loads(tmp_path: Path, stored: str, options: dict[str, An
     checkpoint = open_checkpoint(path)
     plan = memory_plan.make_plan(checkpoint, context=99, threads=2, kv_dtype="float16", **given)
     checkpoint.close()
-    with qwen35.load(path, context=99, threads=2, **options) as model:
+    with qwen35.load(path, context=99, threads=2, kv_dtype="float16", **options) as model:
         assert plan.total == model.memory()["total"]
         assert plan.weights == model.memory()["weights"]
 
@@ -183,7 +184,8 @@ def quietly(path: Path, **options: Any) -> int:
 
 def test_a_context_that_cannot_fit_is_refused(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers by hand from what the model reports; the context offered is the largest."""
-    with qwen35.load(gguf, context=64, threads=1) as model:
+    f16: dict[str, Any] = {"threads": 1, "kv_dtype": "float16"}
+    with qwen35.load(gguf, context=64, **f16) as model:
         memory = model.memory()
     plan = memory_plan.make_plan(
         open_checkpoint(gguf), context=64, threads=1, kv_dtype="float16", vision=True
@@ -191,7 +193,7 @@ def test_a_context_that_cannot_fit_is_refused(gguf: Path, monkeypatch: pytest.Mo
     least = memory["total"] - memory["kv"] - plan.mapped
     with_available(monkeypatch, least + 10 * 64 * 512 + 5)
     with pytest.raises(MemoryError) as caught:
-        qwen35.load(gguf, context=4000, threads=1)
+        qwen35.load(gguf, context=4000, **f16)
     mib = {name: f"{size / 2**20:.1f} MiB" for name, size in memory.items()}
     said = str(caught.value)
     assert said.startswith(f"{gguf}: context=4000 takes {4000 * 512 / 2**20:.1f} MiB of K/V (float")
@@ -203,9 +205,9 @@ def test_a_context_that_cannot_fit_is_refused(gguf: Path, monkeypatch: pytest.Mo
     ):
         assert part in said
     with pytest.raises(MemoryError):
-        qwen35.load(gguf, context=704, threads=1)
+        qwen35.load(gguf, context=704, **f16)
     with pytest.warns(UserWarning, match="read from disk again and again"):  # the mapped tower
-        qwen35.load(gguf, context=640, threads=1).close()
+        qwen35.load(gguf, context=640, **f16).close()
 
 
 def test_a_default_context_is_lowered_to_what_fits(
@@ -214,17 +216,18 @@ def test_a_default_context_is_lowered_to_what_fits(
     long = checkpoints.write_checkpoint(
         tmp_path / "long", max_position_embeddings=1 << 20, tokenizer=False, **WIDE
     )
+    f16: dict[str, Any] = {"threads": 1, "kv_dtype": "float16"}
     assert quietly(long) == 262_144
     plan = memory_plan.make_plan(open_checkpoint(long), context=1, threads=1, kv_dtype="float16")
     # 100,000 tokens of 512 bytes, the rest, and a tenth of all for others
     with_available(monkeypatch, (plan.least + plan.mapped + 100_000 * 512) * 10 // 9 + 1)
-    assert quietly(long, threads=1) == 100_000 // 64 * 64
-    assert quietly(long, threads=1, context=101_000) == 101_000
+    assert quietly(long, **f16) == 100_000 // 64 * 64
+    assert quietly(long, context=101_000, **f16) == 101_000
     with_available(monkeypatch, plan.least + plan.mapped + 4_096 * 512)
-    assert quietly(long, threads=1) == 4_096
+    assert quietly(long, **f16) == 4_096
     with_available(monkeypatch, plan.least + plan.mapped)
     with pytest.warns(UserWarning, match="MiB of K/V for 4,096 tokens.*will not fit|again and aga"):
-        qwen35.load(long, threads=1).close()
+        qwen35.load(long, **f16).close()
     with_available(monkeypatch, None)
     assert quietly(long, threads=1) == 262_144
 

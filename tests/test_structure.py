@@ -26,8 +26,8 @@ FLOORS = (
     {"qwen35"},
     {"weights", "pack"},
     {"linear", "fixed", "norm_rope", "trial"},
-    {"cache", "scratch.h", "span"},
-    {"attention", "deltanet", "mlp", "vision"},
+    {"kv", "cache", "scratch.h", "span"},
+    {"attend", "attention", "deltanet", "mlp", "vision"},
     {"model", "mtp", "scratch.c"},  # scratch.c asks every part how much it wants
     {"session", "batch", "sample"},
     {"py/"},

@@ -89,6 +89,9 @@ INLINE V itof(I v) { return _mm256_cvtepi32_ps(v); }
 #define FIXED(op) op##_avx2
 #include "fixed.inl"
 #undef FIXED
+#define PAIRS(op) op##_avx2
+#include "pairs.inl"
+#undef PAIRS
 
 /* Bytes as two vectors of int16, the even ones and the odd. */
 typedef struct even_odd {
@@ -210,6 +213,7 @@ const q35_kernels q35_kernels_avx2 = {.name = "avx2",
                                       SIMD_MEMBERS,
                                       ELEMENTWISE_MEMBERS,
                                       .dot_fixed = dot_fixed_avx2,
+                                      .dot_pairs = dot_pairs_avx2,
                                       PANEL_MEMBERS(_avx2),
                                       .dot_packed = dot_packed_avx2};
 
@@ -226,6 +230,8 @@ TARGET_BEGIN("avxvnni,avx2,fma,f16c,bmi2")
 #define idot _mm256_dpwssd_epi32
 #define FIXED(op) op##_avx2vnni
 #include "fixed.inl"
+#define PAIRS(op) op##_avx2vnni
+#include "pairs.inl"
 
 /* Bytes of tokens are unsigned here, 128 too large: a group's sum starts from what that adds. */
 #define PANEL(op) op##_avx2vnni
@@ -263,6 +269,7 @@ const q35_kernels q35_kernels_avx2vnni = {.name = "avx2vnni",
                                           SIMD_MEMBERS,
                                           ELEMENTWISE_MEMBERS,
                                           .dot_fixed = dot_fixed_avx2vnni,
+                                          .dot_pairs = dot_pairs_avx2vnni,
                                           PANEL_MEMBERS(_avx2vnni),
                                           .dot_packed = dot_packed_avx2vnni};
 #endif

@@ -85,6 +85,9 @@ INLINE V itof(I v) { return _mm512_cvtepi32_ps(v); }
 #define FIXED(op) op##_avx512
 #include "fixed.inl"
 #undef FIXED
+#define PAIRS(op) op##_avx512
+#include "pairs.inl"
+#undef PAIRS
 
 /* Bytes as two vectors of int16, the even ones and the odd. */
 typedef struct even_odd {
@@ -186,6 +189,7 @@ const q35_kernels q35_kernels_avx512 = {.name = "avx512",
                                         SIMD_MEMBERS,
                                         ELEMENTWISE_MEMBERS,
                                         .dot_fixed = dot_fixed_avx512,
+                                        .dot_pairs = dot_pairs_avx512,
                                         PANEL_MEMBERS(_avx512),
                                         .dot_packed = dot_packed_avx512};
 
@@ -196,6 +200,8 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define idot _mm512_dpwssd_epi32
 #define FIXED(op) op##_avx512vnni
 #include "fixed.inl"
+#define PAIRS(op) op##_avx512vnni
+#include "pairs.inl"
 
 /* Bytes of tokens are unsigned here, 128 too large: a group's sum starts from what that adds. */
 #define PANEL(op) op##_avx512vnni
@@ -233,6 +239,7 @@ const q35_kernels q35_kernels_avx512vnni = {.name = "avx512vnni",
                                             SIMD_MEMBERS,
                                             ELEMENTWISE_MEMBERS,
                                             .dot_fixed = dot_fixed_avx512vnni,
+                                            .dot_pairs = dot_pairs_avx512vnni,
                                             PANEL_MEMBERS(_avx512vnni),
                                             .dot_packed = dot_packed_avx512vnni};
 
@@ -303,6 +310,7 @@ const q35_kernels q35_kernels_avx512bf16 = {
     ELEMENTWISE_MEMBERS,
     .mix_narrow = mix_narrow_avx512,
     .dot_fixed = dot_fixed_avx512vnni,
+    .dot_pairs = dot_pairs_avx512vnni,
     PANEL_MEMBERS(_avx512vnni),
     .dot_packed = dot_packed_avx512vnni,
 };

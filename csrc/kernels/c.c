@@ -136,11 +136,38 @@ static float softmax_step_c(float *s, size_t n, float m, float *sum) {
     return top;
 }
 
+static float weigh_c(int16_t *y, float *factor, float *s, const float *v_factor, size_t n,
+                     size_t all, float norm, float m, float *sum) {
+    for (size_t i = n; i < all; i++) s[i] = -INFINITY;
+    float top = softmax_step_c(s, all, m, sum);
+    for (size_t i = 0; i < all; i++) s[i] *= v_factor[i];
+    *factor = fix_all_c(y, s, all, norm);
+    return top;
+}
+
 static void exp_c(float *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = exp_f32(x[i]);
 }
 
 /* ---- integers ---- */
+
+static void dot_pairs_c(float *y, size_t ldy, const int16_t *w, size_t width, const float *w_factor,
+                        const int16_t *x, size_t ldx, const float *x_factor, size_t tokens,
+                        size_t pairs, int add) {
+    for (size_t t = 0; t < tokens; t++, y += ldy, x += ldx)
+        for (size_t c = 0; c < width; c += 16) {
+            int32_t sum[16] = {0};
+            for (size_t i = 0; i < pairs; i++)
+                for (size_t k = 0; k < 16; k++) {
+                    const int16_t *pair = w + (i * width + c + k) * 2;
+                    sum[k] += pair[0] * x[2 * i] + pair[1] * x[2 * i + 1];
+                }
+            for (size_t k = 0; k < 16; k++) {
+                float factor = w_factor ? w_factor[c + k] * x_factor[t] : x_factor[t];
+                y[c + k] = (add ? y[c + k] : 0) + factor * (float)sum[k];
+            }
+        }
+}
 
 static inline float largest32(const float *x) {
     float top = 0;
@@ -233,6 +260,7 @@ const q35_kernels q35_kernels_c = {
     .blas_tokens = 8,
     .dot = {dot_f32_c, dot_f16_c, dot_bf16_c},
     .mix = {mix_f32_c, mix_f16_c, mix_bf16_c},
+    .dot_pairs = dot_pairs_c,
     .delta = delta_c,
     ELEMENTWISE_MEMBERS,
     PANEL_MEMBERS(_c),
@@ -241,5 +269,6 @@ const q35_kernels q35_kernels_c = {
     .gelu_bias = gelu_bias_c,
     .conv_silu = conv_silu_c,
     .softmax_step = softmax_step_c,
+    .weigh = weigh_c,
     .exp = exp_c,
 };

@@ -89,20 +89,24 @@ static void NAME(l2_norm)(float *x, float scale, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
+static float NAME(fix_all)(int16_t *y, const float *x, size_t n, float most) {
+    float lane[SUM_LANES], top = 0;
+    lane_sums(lane, x, 0.0f, 2, n);
+    for (size_t j = 0; j < SUM_LANES; j++) top = lane[j] > top ? lane[j] : top;
+    float squares = sum_lanes(lane), norm = sqrtf(squares);
+    /* Where no lane has more than half of the squares, no value is above norm / sqrt(2). */
+    float length = most > 32767.0f && top > 0.5f * squares ? 32767.0f : most;
+    float inverse = norm > 0 ? length / norm : 0.0f;
+    /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+    ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] =
+        (int16_t)float_to_bits(x[i] * inverse + 12582912.0f);
+    return norm / length;
+}
+
 static void NAME(fix)(int16_t *y, float *factor, const float *x, size_t n) {
     for (size_t k = 0; k < n; k += Q35_FIXED) {
         size_t block = n - k < Q35_FIXED ? n - k : Q35_FIXED;
-        float lane[SUM_LANES], top = 0;
-        lane_sums(lane, x + k, 0.0f, 2, block);
-        for (size_t j = 0; j < SUM_LANES; j++) top = lane[j] > top ? lane[j] : top;
-        float squares = sum_lanes(lane), norm = sqrtf(squares);
-        /* Where no lane has more than half of the squares, no value is above norm / sqrt(2). */
-        float length = top <= 0.5f * squares ? 46000.0f : 32767.0f;
-        float inverse = norm > 0 ? length / norm : 0.0f;
-        factor[k / Q35_FIXED] = norm / length;
-        /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
-        ELEMENTWISE for (size_t i = k; i < k + block; i++) y[i] =
-            (int16_t)float_to_bits(x[i] * inverse + 12582912.0f);
+        factor[k / Q35_FIXED] = NAME(fix_all)(y + k, x + k, block, 46000.0f);
     }
     if (n % 2) y[n] = 0;
 }
@@ -175,5 +179,5 @@ static void NAME(narrow_f16)(void *y, const float *x, size_t n) {
 #define ELEMENTWISE_MEMBERS                                                                        \
     .expand = {NAME(expand_f32), NAME(expand_f16), NAME(expand_bf16)},                             \
     .narrow = {NAME(narrow_f32), NAME(narrow_f16), NAME(narrow_bf16)}, .rms_norm = NAME(rms_norm), \
-    .l2_norm = NAME(l2_norm), .fix = NAME(fix), .layer_norm = NAME(layer_norm), .add = NAME(add),  \
-    .scale = NAME(scale)
+    .l2_norm = NAME(l2_norm), .fix = NAME(fix), .fix_all = NAME(fix_all),                          \
+    .layer_norm = NAME(layer_norm), .add = NAME(add), .scale = NAME(scale)

@@ -64,6 +64,17 @@ typedef void q35_dot_fixed_fn(float *y, size_t ldy, const int16_t *w, const floa
                               const int16_t *x, size_t ldx, const float *x_factor, size_t ldf,
                               size_t rows, size_t tokens, size_t n, int add);
 
+/* All of x [n] with one factor, which is returned: y has the given Euclidean norm, or 32767 where a
+   value might leave int16 otherwise. Not written beyond n. */
+typedef float q35_fix_all_fn(int16_t *y, const float *x, size_t n, float norm);
+
+/* y[t, c] = (add ? y[t, c] : 0) + x_factor[t] w_factor[c] sum_i w[i, c, 0] x[t, 2 i] + w[i, c, 1]
+   x[t, 2 i + 1]. w [pairs, width, 2], width a multiple of 16; w_factor NULL: 1. No sum may leave
+   int32. */
+typedef void q35_dot_pairs_fn(float *y, size_t ldy, const int16_t *w, size_t width,
+                              const float *w_factor, const int16_t *x, size_t ldx,
+                              const float *x_factor, size_t tokens, size_t pairs, int add);
+
 /* One column block of one head's gated delta rule (arXiv 2412.06464), token after token:
  *   S <- decay_t S;  d = beta_t (v_t - S^T k_t);  S <- S + k_t d^T;  out_t = S^T q_t
  * state [Dk, cols] f32 without gaps, cols <= Q35_DELTA_COLS; q, k [tokens, Dk]; v, out [tokens,
@@ -106,6 +117,8 @@ typedef struct q35_kernels {
     q35_mix_narrow_fn *mix_narrow;
     q35_fix_fn *fix;
     q35_dot_fixed_fn *dot_fixed;
+    q35_fix_all_fn *fix_all;
+    q35_dot_pairs_fn *dot_pairs;
     q35_quantize_fn *quantize;
     q35_unpack_fn *unpack;
     /* What of a panel does not come from packed records: the integers that its sums start from. */
@@ -134,6 +147,11 @@ typedef struct q35_kernels {
     /* One step of online softmax over n scores: returns the new running maximum m' = max(m,
        max(s)), replaces s by exp(s - m') and stores their sum. */
     float (*softmax_step)(float *s, size_t n, float m, float *sum);
+    /* softmax_step over n scores, and what of them meets V in fixed point: y [all] = factor exp(s -
+       m') v_factor, 0 from n on, with the given Euclidean norm, at most 32767. all is a multiple of
+       16; s [all] is overwritten. */
+    float (*weigh)(int16_t *y, float *factor, float *s, const float *v_factor, size_t n, size_t all,
+                   float norm, float m, float *sum);
     /* x <- a x */
     void (*scale)(float *x, float a, size_t n);
     /* exp(x) elementwise, within 2 ulp for -87 <= x <= 88, clamped outside */

@@ -157,6 +157,17 @@ INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
     return vpadalq_s16(acc, vpaddq_s16(first, vmlal_high_s8(second, c, d)));
 }
 
+/* Pairs of int16, as K and V may be kept. */
+INLINE I idot(I acc, I a, I b) {
+    int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    I low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+    return vaddq_s32(acc, vpaddq_s32(low, high));
+}
+#define FIXED_TOKENS 4 /* 4 x 4 sums + 4 rows + 1 token + 2 products */
+#define FIXED_VECTORS 4
+#define PAIRS(op) op##_neon
+#include "pairs.inl"
+
 #define PANEL(op) op##_neon
 #define PANEL_TOKENS 4 /* 4 x 4 sums, 4 of rows, a token and two products */
 #define PANEL_FIX 0
@@ -183,6 +194,7 @@ static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n)
 const q35_kernels q35_kernels_neon = {.name = "neon",
                                       SIMD_MEMBERS,
                                       ELEMENTWISE_MEMBERS,
+                                      .dot_pairs = dot_pairs_neon,
                                       PANEL_MEMBERS(_neon),
                                       .dot_packed = dot_packed_neon};
 
@@ -214,6 +226,7 @@ TARGET_END
 const q35_kernels q35_kernels_neondotprod = {.name = "neondotprod",
                                              SIMD_MEMBERS,
                                              ELEMENTWISE_MEMBERS,
+                                             .dot_pairs = dot_pairs_neon,
                                              PANEL_MEMBERS(_neondotprod),
                                              .dot_packed = dot_packed_neondotprod};
 #else

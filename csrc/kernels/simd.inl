@@ -316,6 +316,27 @@ static float NAME(softmax_step)(float *s, size_t n, float m, float *sum) {
     return top;
 }
 
+static float NAME(weigh)(int16_t *y, float *factor, float *s, const float *v_factor, size_t n,
+                         size_t all, float norm, float m, float *sum) {
+    for (size_t i = n; i < all; i++) s[i] = -INFINITY;
+    V most = vset(m), total = vzero(), squares = vzero();
+    for (size_t i = 0; i < all; i += LANES) most = vmax(most, vload(s + i));
+    const float top = vlargest(most);
+    for (size_t i = 0; i < all; i += LANES) {
+        V e = vexp(vsub(vload(s + i), vset(top))), weight = vmul(e, vload(v_factor + i));
+        vstore(s + i, weight);
+        total = vadd(total, e);
+        squares = vfma(weight, weight, squares);
+    }
+    *sum = vsum(total);
+    const float length = sqrtf(vsum(squares)), inverse = length > 0 ? norm / length : 0.0f;
+    *factor = length / norm;
+    /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+    ELEMENTWISE for (size_t i = 0; i < all; i++) y[i] =
+        (int16_t)float_to_bits(s[i] * inverse + 12582912.0f);
+    return top;
+}
+
 static void NAME(exp)(float *y, const float *x, size_t n) {
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) vstore(y + i, vexp(vload(x + i)));
@@ -326,4 +347,5 @@ static void NAME(exp)(float *y, const float *x, size_t n) {
     .dot = {NAME(dot_f32), NAME(dot_f16), NAME(dot_bf16)},                                      \
     .mix = {NAME(mix_f32), NAME(mix_f16), NAME(mix_bf16)}, .delta = NAME(delta),                \
     .silu_mul = NAME(silu_mul), .sigmoid_mul = NAME(sigmoid_mul), .gelu_bias = NAME(gelu_bias), \
-    .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .exp = NAME(exp)
+    .conv_silu = NAME(conv_silu), .softmax_step = NAME(softmax_step), .weigh = NAME(weigh),     \
+    .exp = NAME(exp)

@@ -29,7 +29,9 @@ int q35_dtype_by_name(const char *name, q35_dtype *dtype) {
         const char *name;
         q35_dtype dtype;
     } known[] = {
-        {"float32", Q35_F32}, {"float16", Q35_F16}, {"bfloat16", Q35_BF16}, {"q8_0", Q35_Q8_0}};
+        {"int16", Q35_INT16},   {"float32", Q35_F32}, {"float16", Q35_F16},
+        {"bfloat16", Q35_BF16}, {"q8_0", Q35_Q8_0},
+    };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(name, known[i].name) == 0) {
             *dtype = known[i].dtype;
@@ -37,7 +39,8 @@ int q35_dtype_by_name(const char *name, q35_dtype *dtype) {
         }
     }
     PyErr_Format(PyExc_ValueError,
-                 "kv_dtype='%s': expected 'float32', 'float16', 'bfloat16' or 'q8_0'", name);
+                 "kv_dtype='%s': expected 'int16', 'float32', 'float16', 'bfloat16' or 'q8_0'",
+                 name);
     return -1;
 }
 
@@ -56,8 +59,9 @@ static PyObject *cpu(PyObject *module, PyObject *ignored) {
         Py_XDECREF(name);
         if (failed) goto done;
     }
-    result = Py_BuildValue("{s:s,s:O,s:O,s:s}", "isa", qwen35_target(), "available", available,
-                           "features", features, "blas", scipy_openblas_get_config());
+    result = Py_BuildValue("{s:s,s:s,s:O,s:O,s:s}", "isa", qwen35_target(), "kv_dtype",
+                           qwen35_fast_kv_dtype(), "available", available, "features", features,
+                           "blas", scipy_openblas_get_config());
 done:
     Py_XDECREF(available);
     Py_XDECREF(features);

@@ -62,6 +62,8 @@ const char q35_run_kernel_doc[] =
     "(m', sum)\n"
     "  scale x[n] a | exp y[n] x[n] | layer_norm y[n] x[n] scale[n] shift[n] eps\n"
     "  gelu_bias x[n] bias[n] | add y[n] x[n] | fix y[n] factor[blocks] x[n]\n"
+    "  fix_all y[n] x[n] norm -> (factor,) | dot_pairs y[T,width] w[pairs,2 width] x[T,2 pairs]\n"
+    "  x_factor[T] (w_factor[width]) add\n"
     "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]\n"
     "  dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] x_factor[T,blocks] n add";
 
@@ -88,6 +90,7 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
     qwen35_status status = {0};
     if (q35_try_kernel(target, name, arrays, &n, number, result, &status))
         return q35_raise(PyModule_GetState(module), &status);
+    if (n == 1) return Py_BuildValue("(d)", result[0]);
     if (n == 2) return Py_BuildValue("(dd)", result[0], result[1]);
     Py_RETURN_NONE;
 }
