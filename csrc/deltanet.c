@@ -1,9 +1,9 @@
-/* deltanet.c: h -> qkv z b a -> causal conv + SiLU -> L2 norm of q, k -> delta rule -> gated norm
- * -> out -> x.
+/* deltanet.c: h -> qkv z b a -> causal conv + SiLU -> L2 norm of q, k; gates -> delta rule -> gated
+ * norm -> out -> x.
  *
  * The rule runs token after token with the state in cache: on CPUs that beats the chunked form at
- * every length tried (a head's 128 x 32 column block is 16 KiB). A head of a span is a task;
- * nothing is shared between them. */
+ * every length tried (a head's 128 x 32 column block is 16 KiB). A head of a span is a task, or a
+ * column block of one where there are few heads for the threads; nothing is shared between them. */
 #include "deltanet.h"
 
 #include <math.h>
@@ -14,6 +14,8 @@
 
 #define CONV_CHANNELS 128 /* handled together: K rows of them stay in the first-level cache */
 #define SCAN_TOKENS 64    /* whose q and k stay in cache while all column blocks use them */
+#define HEADS_EACH 3      /* heads for each thread are enough to share them out */
+#define NORM_TOKENS 8     /* a task norms so many */
 
 typedef struct mixer_job {
     const qwen35_geometry *g;
@@ -22,6 +24,7 @@ typedef struct mixer_job {
     const q35_batch *batch;
     size_t n;     /* index among the DeltaNet layers */
     size_t C, ld; /* convolved channels; floats of a proj row: qkv C, z Hv Dv, b Hv, a Hv */
+    size_t cols;  /* of a head's state, in one task */
 } mixer_job;
 
 size_t q35_deltanet_worker_floats(const qwen35_geometry *g) { return (g->K - 1) * CONV_CHANNELS; }
@@ -48,32 +51,17 @@ static void convolve(const mixer_job *j, const q35_span *span, float *saved, siz
     for (size_t i = 0; i + 1 < K; i++) memcpy(tail + i * j->C, saved + i * n, n * sizeof *saved);
 }
 
-/* Task: one head of q, of k, or of v of a span. q and k leave it normalised, q also times
-   1 / sqrt(Dk). */
-static void conv_head(void *arg, size_t index, int worker) {
-    const mixer_job *j = arg;
-    const qwen35_geometry *g = j->g;
-    const size_t heads = 2 * g->Hk + g->Hv;
-    const q35_span *span = &j->batch->spans[index / heads];
-    index %= heads;
-    int is_value = index >= 2 * g->Hk;
-    size_t dim = is_value ? g->Dv : g->Dk;
-    size_t c0 = is_value ? 2 * g->Hk * g->Dk + (index - 2 * g->Hk) * g->Dv : index * g->Dk;
-    float *saved = j->s->worker + (size_t)worker * j->s->worker_floats;
-    for (size_t c = 0; c < dim; c += CONV_CHANNELS)
-        convolve(j, span, saved, c0 + c, dim - c < CONV_CHANNELS ? dim - c : CONV_CHANNELS);
-    if (is_value) return;
-    float scale = index < g->Hk ? 1.0f / sqrtf((float)g->Dk) : 1.0f;
-    float *x = j->s->proj + span->row * j->ld + c0;
-    for (size_t t = 0; t < span->T; t++) q35_kernel->l2_norm(x + t * j->ld, scale, dim);
-}
-
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
+/* [decay, beta] of the tokens of a span, Q35_CHUNK each, for a value head. */
+static float *gates_of(const mixer_job *j, const q35_span *span, size_t h) {
+    return j->s->gates + h * 2 * Q35_CHUNK + span->row;
+}
+
 /* decay = exp(g), g = -exp(A_log) softplus(a + dt_bias); beta = sigmoid(b) */
-static void head_gates(const mixer_job *j, const q35_span *span, size_t h, float *decay,
-                       float *beta) {
+static void head_gates(const mixer_job *j, const q35_span *span, size_t h) {
     const qwen35_geometry *g = j->g;
+    float *decay = gates_of(j, span, h), *beta = decay + Q35_CHUNK;
     for (size_t t = 0; t < span->T; t++) {
         const float *row = j->s->proj + (span->row + t) * j->ld + j->C + g->Hv * g->Dv;
         float b = row[h], a = row[g->Hv + h];
@@ -82,35 +70,69 @@ static void head_gates(const mixer_job *j, const q35_span *span, size_t h, float
     }
 }
 
-/* Task: the recurrence of one value head over a span, then its gated norm. */
-static void scan_head(void *arg, size_t index, int worker) {
+/* Task: one head of q, of k, or of v of a span. q and k leave it normalised, q also times
+   1 / sqrt(Dk); with v go the gates. */
+static void prepare_head(void *arg, size_t index, int worker) {
+    const mixer_job *j = arg;
+    const qwen35_geometry *g = j->g;
+    const size_t heads = 2 * g->Hk + g->Hv;
+    const q35_span *span = &j->batch->spans[index / heads];
+    index %= heads;
+    const int is_value = index >= 2 * g->Hk;
+    const size_t h = index - 2 * g->Hk, dim = is_value ? g->Dv : g->Dk;
+    const size_t c0 = is_value ? 2 * g->Hk * g->Dk + h * g->Dv : index * g->Dk;
+    float *saved = j->s->worker + (size_t)worker * j->s->worker_floats;
+    for (size_t c = 0; c < dim; c += CONV_CHANNELS)
+        convolve(j, span, saved, c0 + c, dim - c < CONV_CHANNELS ? dim - c : CONV_CHANNELS);
+    if (is_value) {
+        head_gates(j, span, h);
+        return;
+    }
+    float scale = index < g->Hk ? 1.0f / sqrtf((float)g->Dk) : 1.0f;
+    float *x = j->s->proj + span->row * j->ld + c0;
+    for (size_t t = 0; t < span->T; t++) q35_kernel->l2_norm(x + t * j->ld, scale, dim);
+}
+
+/* Task: the recurrence of some columns of one value head over a span. */
+static void scan_columns(void *arg, size_t index, int worker) {
     (void)worker;
     const mixer_job *j = arg;
     const qwen35_geometry *g = j->g;
-    const q35_span *span = &j->batch->spans[index / g->Hv];
-    const size_t h = index % g->Hv;
     const size_t Dk = g->Dk, Dv = g->Dv, ld = j->ld, ldm = g->Hv * Dv;
-    size_t key_head = g->tiled_heads ? h % g->Hk : h / (g->Hv / g->Hk);
-    float *decay = j->s->gates + h * 2 * Q35_CHUNK + span->row, *beta = decay + Q35_CHUNK;
-    head_gates(j, span, h, decay, beta);
+    const size_t parts = (Dv + j->cols - 1) / j->cols;
+    const size_t h = index / parts % g->Hv, first = index % parts * j->cols;
+    const size_t end = first + j->cols < Dv ? first + j->cols : Dv;
+    const q35_span *span = &j->batch->spans[index / parts / g->Hv];
+    const size_t key_head = g->tiled_heads ? h % g->Hk : h / (g->Hv / g->Hk);
+    const float *decay = gates_of(j, span, h), *beta = decay + Q35_CHUNK;
     float *state = q35_cache_state(span->cache, j->n) + h * Dk * Dv;
     for (size_t t = 0; t < span->T; t += SCAN_TOKENS) {
-        size_t n = span->T - t < SCAN_TOKENS ? span->T - t : SCAN_TOKENS;
+        const size_t n = span->T - t < SCAN_TOKENS ? span->T - t : SCAN_TOKENS;
         const float *row = j->s->proj + (span->row + t) * ld;
         const float *q = row + key_head * Dk, *k = q + g->Hk * Dk;
-        const float *v = row + 2 * g->Hk * Dk + h * Dv, *z = row + j->C + h * Dv;
+        const float *v = row + 2 * g->Hk * Dk + h * Dv;
         float *out = j->s->mix + (span->row + t) * ldm + h * Dv;
-        for (size_t c = 0; c < Dv; c += Q35_DELTA_COLS) {
-            size_t cols = Dv - c < Q35_DELTA_COLS ? Dv - c : Q35_DELTA_COLS;
+        for (size_t c = first; c < end; c += Q35_DELTA_COLS) {
+            const size_t cols = end - c < Q35_DELTA_COLS ? end - c : Q35_DELTA_COLS;
             q35_kernel->delta(out + c, ldm, state + Dk * c, q, k, ld, v + c, ld, decay + t,
                               beta + t, n, Dk, cols);
         }
-        for (size_t i = 0; i < n; i++) {
-            float *y = out + i * ldm;
-            q35_kernel->rms_norm(y, y, j->layer->gated_norm, g->eps, Dv);
-            q35_kernel->silu_mul(y, z + i * ld, y, Dv);
-        }
     }
+}
+
+/* Task: the gated norm of some tokens, of whatever spans. */
+static void norm_tokens(void *arg, size_t index, int worker) {
+    (void)worker;
+    const mixer_job *j = arg;
+    const qwen35_geometry *g = j->g;
+    const size_t T = j->batch->T, Dv = g->Dv, first = index * NORM_TOKENS;
+    const size_t end = first + NORM_TOKENS < T ? first + NORM_TOKENS : T;
+    for (size_t row = first; row < end; row++)
+        for (size_t h = 0; h < g->Hv; h++) {
+            float *y = j->s->mix + (row * g->Hv + h) * Dv;
+            q35_kernel->rms_norm(y, y, j->layer->gated_norm, g->eps, Dv);
+            q35_kernel->silu_mul(y, j->s->proj + row * j->ld + j->C + h * Dv, y, Dv);
+        }
 }
 
 int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *layer,
@@ -120,11 +142,17 @@ int q35_deltanet(q35_team *team, const qwen35_geometry *g, const q35_layer *laye
                         {&layer->z, s->proj + C, ld},
                         {&layer->b, s->proj + C + vd, ld},
                         {&layer->a, s->proj + C + vd + g->Hv, ld}};
-    mixer_job j = {g, layer, s, batch, n, C, ld};
-    const size_t heads = batch->n * (2 * g->Hk + g->Hv), tokens = batch->T / batch->n;
+    const size_t heads = batch->n * g->Hv, tokens = batch->T / batch->n;
+    const int whole = heads >= HEADS_EACH * (size_t)team->threads || team->threads == 1;
+    mixer_job j = {g, layer, s, batch, n, C, ld, whole ? g->Dv : Q35_DELTA_COLS};
+    const size_t parts = (g->Dv + j.cols - 1) / j.cols, norms = batch->T + NORM_TOKENS - 1;
+    const size_t scan = 4 * tokens * g->Dk * g->Dv / parts, norm = 4 * NORM_TOKENS * vd;
     if (q35_linear(team, in, 4, s->h, g->D, batch->T, 0, s->panel)) return 1;
-    if (q35_parallel(team, heads, 2 * tokens * g->K * g->Dk, conv_head, &j)) return 1;
-    if (q35_parallel(team, batch->n * g->Hv, 4 * tokens * g->Dk * g->Dv, scan_head, &j)) return 1;
+    if (q35_parallel(team, heads + batch->n * 2 * g->Hk, 2 * tokens * g->K * g->Dk, prepare_head,
+                     &j))
+        return 1;
+    if (q35_parallel(team, heads * parts, scan, scan_columns, &j)) return 1;
+    if (q35_parallel(team, norms / NORM_TOKENS, norm, norm_tokens, &j)) return 1;
     q35_keep_outputs(batch, s->mix, vd);
     q35_product out = {&layer->out, s->x, g->D};
     return q35_linear(team, &out, 1, s->mix, vd, batch->outputs, 1, s->panel);

@@ -189,13 +189,14 @@ def test_integer_keys_of_any_head(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("kv", ["float32", "float16", "int16", "q8_0"])
-def test_positions_split_over_threads(kv: str) -> None:
+def test_work_split_over_threads(kv: str) -> None:
     """2,300 positions are three segments. Read at once, whoever adds them up, and token by token
-    with the segments as tasks: the same bits, and the reference's logits. Bounds as in
-    test_kv_types.
+    with the segments as tasks: the same bits, and the reference's logits. So with DeltaNet's two
+    column blocks, which are one task or two. Bounds as in test_kv_types.
     """
     shape: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
-    shape |= {"layer_types": ["full_attention"], "num_hidden_layers": 1}
+    shape |= {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
+    shape |= {"linear_value_head_dim": 40}
     ids = core_models.tokens(7, 2300)
     one, reference = core_models.both(seed=7, kv=kv, threads=1, **shape)
     whole = one.session(2300).logits_all(ids)

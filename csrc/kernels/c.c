@@ -156,15 +156,16 @@ static void dot_pairs_c(float *y, size_t ldy, const int16_t *w, size_t width, co
                         size_t pairs, int add) {
     for (size_t t = 0; t < tokens; t++, y += ldy, x += ldx)
         for (size_t c = 0; c < width; c += 16) {
-            int32_t sum[16] = {0};
+            uint32_t sum[16] = {0}; /* what a damaged session file holds may wrap */
             for (size_t i = 0; i < pairs; i++)
                 for (size_t k = 0; k < 16; k++) {
                     const int16_t *pair = w + (i * width + c + k) * 2;
-                    sum[k] += pair[0] * x[2 * i] + pair[1] * x[2 * i + 1];
+                    sum[k] += (uint32_t)(pair[0] * x[2 * i]);
+                    sum[k] += (uint32_t)(pair[1] * x[2 * i + 1]);
                 }
             for (size_t k = 0; k < 16; k++) {
                 float factor = w_factor ? w_factor[c + k] * x_factor[t] : x_factor[t];
-                y[c + k] = (add ? y[c + k] : 0) + factor * (float)sum[k];
+                y[c + k] = (add ? y[c + k] : 0) + factor * (float)(int32_t)sum[k];
             }
         }
 }
