@@ -34,9 +34,6 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
     } else if (IS("mix", 3)) {
         k->mix[a[2].dtype](a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride,
                            a[1].rows, a[2].rows, a[2].cols);
-    } else if (IS("mix_narrow", 3) && k->mix_narrow) {
-        k->mix_narrow(a[0].data, a[0].stride, a[1].data, a[1].stride, a[2].data, a[2].stride / 2,
-                      a[1].rows, a[2].rows, a[2].cols / 2);
     } else if (IS("fix", 3)) {
         k->fix(a[0].data, a[1].data, a[2].data, a[2].cols);
     } else if (IS("dot_fixed", 5) && k->dot_fixed) {

@@ -6,10 +6,8 @@
  * keys and values of the whole frame are made first; queries and MLP then go by in chunks.
  *
  * All is f32, but where weights are bf16 and the caller allows it: then the linear layers multiply
- * in fixed point (fixed.h), and, where the processor multiplies bf16 and a frame is large, the two
- * products of attention have their factors rounded to bf16 ("narrow"), with so many keys that the
- * roundings average out. Both are twice as fast; features stay within about 2e-4 of the largest.
- * Rounding the linear layers to bf16 too would be off by twenty times that. */
+ * in fixed point (fixed.h), and so do the two products of attention, keys and values lying as the
+ * text model's do (kv.h). That is twice as fast; features stay within about 2e-5 of the largest. */
 #include "vision.h"
 
 #include <math.h>
@@ -17,13 +15,13 @@
 
 #include "fixed.h"
 #include "kernels/kernels.h"
+#include "kv.h"
 #include "mem.h"
 
-#define CHUNK 1536          /* about so many patches have their projections at a time */
-#define KEYS 128            /* in a block: with its values 64 KiB of a head of 64 */
-#define QUERIES 64          /* of one task */
-#define PATCHES_PER_TASK 8  /* where a task is a few passes over single vectors */
-#define NARROW_PATCHES 1536 /* from which size of a frame on attention may be narrow */
+#define CHUNK 1536         /* about so many patches have their projections at a time */
+#define KEYS Q35_PAGE      /* in a block */
+#define QUERIES 64         /* of one task */
+#define PATCHES_PER_TASK 8 /* where a task is a few passes over single vectors */
 #define LAYER_NORM_EPS 1e-6f
 
 /* One frame under way. m patches a side are one token; Dh = D / H. */
@@ -33,16 +31,16 @@ typedef struct tower {
     q35_team *team;
     size_t rows, cols, S; /* patches of the frame */
     size_t chunk;         /* of them at a time: whole tokens, in parts of one size */
-    size_t Dh, blocks;    /* head dim; blocks of keys */
+    size_t Dh, dims;      /* head dim, and as integers take it up */
+    size_t blocks;        /* of keys */
     size_t t0, T;         /* the chunk under way */
     const q35_vision_block *block;
     const q35_merger *merger;
     size_t norm_width; /* of the merger under way: D, or of DeepStack's M */
     float *x;          /* [S, D] residual stream */
-    /* Keys are transposed, so that a block of scores is a mix: [H, blocks, Dh, KEYS] and [H,
-       blocks, KEYS, Dh] f32; narrow bf16, in pairs along the sum: [H, blocks, Dh / 2, KEYS, 2] and
-       [H, blocks, KEYS / 2, Dh, 2]. */
-    int narrow;
+    /* [H, blocks] of q35_kv_bytes, in fixed point; or f32, keys transposed so that a block of
+       scores is a mix: [H, blocks, Dh, KEYS] and [H, blocks, KEYS, Dh]. */
+    int integers;
     void *keys, *values;
     float *cosine, *sine; /* [max(rows, cols), Dh / 4] */
     float *h;             /* [chunk, D] normed */
@@ -64,6 +62,9 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
     if (g->D % g->H || g->D / g->H % 4)
         return q35_fail(status, Q35_ARGUMENT, "vision: %zu dims for %zu heads of a multiple of 4",
                         g->D, g->H);
+    if (g->D / g->H > Q35_MAX_HEAD)
+        return q35_fail(status, Q35_ARGUMENT, "vision: heads of %zu, at most %d", g->D / g->H,
+                        Q35_MAX_HEAD);
     for (size_t i = 0; i < g->n_deep; i++) {
         if (g->deep[i] >= g->L)
             return q35_fail(status, Q35_ARGUMENT, "vision: DeepStack after block %zu of %zu",
@@ -82,9 +83,11 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
 static size_t lay_out(tower *v, int threads, float *memory) {
     const qwen35_vision_geometry *g = v->g;
     const size_t D = g->D, m2 = g->merge * g->merge, T = v->chunk;
-    const size_t kv = v->blocks * KEYS * D / (v->narrow ? 2 : 1), quarter = v->Dh / 4;
+    const size_t quarter = v->Dh / 4,
+                 head = v->integers ? q35_kv_bytes(Q35_INT16, v->Dh) / 4 : KEYS * v->Dh;
+    const size_t kv = v->blocks * g->H * head;
     const size_t widest = max(max(m2 * D, g->F), v->w->patch.cols);
-    v->worker_floats = QUERIES * (2 * v->Dh + KEYS + 2 + max(v->Dh, KEYS) / 2);
+    v->worker_floats = QUERIES * (v->Dh + 2 * v->dims + 2 * KEYS + 4);
     const q35_buffer parts[] = {
         {&v->x, v->S * D},
         {&v->keys, kv},
@@ -208,26 +211,21 @@ static void rotate_head(const tower *v, float *x, const float *bias, size_t row,
 /* One head's key and value of patch s to where the whole frame finds them. */
 static void store(const tower *v, size_t head, size_t s, const float *key, const float *value) {
     const size_t Dh = v->Dh, block = head * v->blocks + s / KEYS, at = s % KEYS;
+    if (v->integers) {
+        const size_t offset = block * q35_kv_bytes(Q35_INT16, Dh);
+        q35_kv_store((char *)v->keys + offset, Q35_INT16, 0, at, key, Dh);
+        q35_kv_store((char *)v->values + offset, Q35_INT16, 1, at, value, Dh);
+        return;
+    }
     float *keys = (float *)v->keys + block * Dh * KEYS + at;
     for (size_t i = 0; i < Dh; i++) keys[i * KEYS] = key[i];
     memcpy((float *)v->values + (block * KEYS + at) * Dh, value, Dh * sizeof *value);
 }
 
-static void store_narrow(const tower *v, size_t head, size_t s, const float *key,
-                         const float *value, uint16_t *work) {
-    const size_t Dh = v->Dh, block = head * v->blocks + s / KEYS, at = s % KEYS;
-    uint16_t *keys = (uint16_t *)v->keys + block * Dh * KEYS + 2 * at;
-    q35_kernel->narrow[Q35_BF16](work, key, Dh);
-    for (size_t i = 0; i < Dh; i++) keys[i / 2 * 2 * KEYS + i % 2] = work[i];
-    uint16_t *values = (uint16_t *)v->values + (block * KEYS + at / 2 * 2) * Dh + at % 2;
-    q35_kernel->narrow[Q35_BF16](work, value, Dh);
-    for (size_t i = 0; i < Dh; i++) values[2 * i] = work[i];
-}
-
 /* Task: biases, rotation, and keys and values from proj [T, 2 D] to their blocks. */
 static void store_keys(void *arg, size_t index, int worker) {
+    (void)worker;
     const tower *v = arg;
-    uint16_t *work = (uint16_t *)(void *)(v->worker + (size_t)worker * v->worker_floats);
     const size_t D = v->g->D, Dh = v->Dh;
     size_t end = min((index + 1) * PATCHES_PER_TASK, v->T);
     for (size_t t = index * PATCHES_PER_TASK; t < end; t++) {
@@ -237,10 +235,7 @@ static void store_keys(void *arg, size_t index, int worker) {
             float *k = v->proj + t * 2 * D + head * Dh, *value = k + D;
             rotate_head(v, k, v->block->qkv_bias + D + head * Dh, row, col);
             q35_kernel->add(value, v->block->qkv_bias + 2 * D + head * Dh, Dh);
-            if (v->narrow)
-                store_narrow(v, head, s, k, value, work);
-            else
-                store(v, head, s, k, value);
+            store(v, head, s, k, value);
         }
     }
 }
@@ -248,44 +243,58 @@ static void store_keys(void *arg, size_t index, int worker) {
 /* Some queries of one head on their way through the blocks of keys. */
 typedef struct tile {
     size_t head, n;
-    float *q;          /* [n, Dh] scaled by 1 / sqrt(Dh) */
-    float *sum;        /* [n, Dh] of exp(score - top) value */
-    float *scores;     /* [n, KEYS] */
-    float *top;        /* [n] running maximum */
-    float *total;      /* [n] of exp(score - top) */
-    uint16_t *rounded; /* [n, max(Dh, KEYS)] */
+    float *q;       /* [n, Dh] scaled by 1 / sqrt(Dh) */
+    float *sum;     /* [n, dims] of exp(score - top) value */
+    float *scores;  /* [n, KEYS] */
+    float *top;     /* [n] running maximum */
+    float *total;   /* [n] of exp(score - top) */
+    int16_t *fixed; /* [n, dims] q, and of what factor [n] */
+    float *factor;
+    int16_t *weights; /* [n, KEYS] of the values, and of what factor [n] */
+    float *weight_factor;
 } tile;
 
-/* y [n, cols] += x [n, terms] m, m block b of the head's keys (of queries) or values (of scores) */
-static void mix_block(const tower *v, const tile *a, float *y, size_t cols, size_t ldy,
-                      const float *x, size_t terms, size_t ldx, const void *m, size_t b) {
-    size_t offset = (a->head * v->blocks + b) * KEYS * v->Dh;
-    if (!v->narrow) {
-        q35_kernel->mix[Q35_F32](y, ldy, x, ldx, (const float *)m + offset, ldy, a->n, terms, cols);
-        return;
-    }
-    for (size_t t = 0; t < a->n; t++) {
-        q35_kernel->narrow[Q35_BF16](a->rounded + t * ldx, x + t * ldx, terms);
-        if (terms % 2) a->rounded[t * ldx + terms] = 0;
-    }
-    q35_kernel->mix_narrow(y, ldy, a->rounded, ldx, (const uint16_t *)m + offset, ldy, a->n,
-                           (terms + 1) / 2, cols);
+/* A query's sums so far, after a block with a new maximum and weights of `total`. */
+static void follow(const tower *v, const tile *a, size_t t, float top, float total) {
+    const float shrink = top == a->top[t] ? 1.0f : expf(a->top[t] - top);
+    a->total[t] = a->total[t] * shrink + total;
+    a->top[t] = top;
+    if (shrink != 1.0f) q35_kernel->scale(a->sum + t * v->dims, shrink, v->dims);
 }
 
-/* Online softmax over one more block of keys. */
-static void attend_block(const tower *v, const tile *a, size_t b) {
-    const size_t Dh = v->Dh, seen = min(KEYS, v->S - b * KEYS);
+/* Scores and weights of one block of keys in f32. */
+static void attend_floats(const tower *v, const tile *a, size_t b, size_t seen) {
+    const size_t Dh = v->Dh, offset = (a->head * v->blocks + b) * KEYS * Dh;
+    const float *keys = (float *)v->keys + offset, *values = (float *)v->values + offset;
     memset(a->scores, 0, a->n * KEYS * sizeof *a->scores);
-    mix_block(v, a, a->scores, seen, KEYS, a->q, Dh, Dh, v->keys, b);
+    q35_kernel->mix[Q35_F32](a->scores, KEYS, a->q, Dh, keys, KEYS, a->n, Dh, seen);
     for (size_t t = 0; t < a->n; t++) {
-        float block_total, *scores = a->scores + t * KEYS;
-        float top = q35_kernel->softmax_step(scores, seen, a->top[t], &block_total);
-        float shrink = expf(a->top[t] - top);
-        a->total[t] = a->total[t] * shrink + block_total;
-        a->top[t] = top;
-        if (shrink != 1.0f) q35_kernel->scale(a->sum + t * Dh, shrink, Dh);
+        float total;
+        float top = q35_kernel->softmax_step(a->scores + t * KEYS, seen, a->top[t], &total);
+        follow(v, a, t, top, total);
     }
-    mix_block(v, a, a->sum, Dh, Dh, a->scores, seen, KEYS, v->values, b);
+    q35_kernel->mix[Q35_F32](a->sum, v->dims, a->scores, KEYS, values, Dh, a->n, seen, Dh);
+}
+
+/* In fixed point, as attend.c does. */
+static void attend_integers(const tower *v, const tile *a, size_t b, size_t seen) {
+    const size_t Dh = v->Dh, offset = (a->head * v->blocks + b) * q35_kv_bytes(Q35_INT16, Dh);
+    const int16_t *keys = (const void *)((char *)v->keys + offset);
+    const int16_t *values = (const void *)((char *)v->values + offset);
+    const float *factors = q35_kv_factors(values, Dh);
+    q35_kernel->dot_pairs(a->scores, KEYS, keys, KEYS, q35_kv_factors(keys, Dh), a->fixed, v->dims,
+                          a->factor, a->n, Dh / 2, 0);
+    for (size_t t = 0; t < a->n; t++) {
+        float total;
+        float top =
+            q35_kernel->weigh(a->weights + t * KEYS, &a->weight_factor[t], a->scores + t * KEYS,
+                              factors, seen, KEYS, Q35_WEIGHT_NORM, a->top[t], &total);
+        follow(v, a, t, top, total);
+    }
+    for (size_t k = 0; k < v->dims; k += Q35_KV_BLOCK)
+        q35_kernel->dot_pairs(a->sum + k, v->dims, values + k * KEYS,
+                              min(Q35_KV_BLOCK, v->dims - k), NULL, a->weights, KEYS,
+                              a->weight_factor, a->n, KEYS / 2, 1);
 }
 
 /* Task: some queries of one head against the whole frame. */
@@ -297,24 +306,36 @@ static void attend(void *arg, size_t index, int worker) {
     tile a = {.head = index / tiles, .n = min(QUERIES, v->T - t0)};
     a.q = v->worker + (size_t)worker * v->worker_floats;
     a.sum = a.q + QUERIES * Dh;
-    a.scores = a.sum + QUERIES * Dh;
+    a.scores = a.sum + QUERIES * v->dims;
     a.top = a.scores + QUERIES * KEYS;
     a.total = a.top + QUERIES;
-    a.rounded = (uint16_t *)(void *)(a.total + QUERIES);
+    a.factor = a.total + QUERIES;
+    a.weight_factor = a.factor + QUERIES;
+    a.fixed = (int16_t *)(void *)(a.weight_factor + QUERIES);
+    a.weights = a.fixed + QUERIES * v->dims;
     for (size_t t = 0; t < a.n; t++) {
         size_t row, col;
         locate(v, v->t0 + t0 + t, &row, &col);
         memcpy(a.q + t * Dh, v->proj + (t0 + t) * D + a.head * Dh, Dh * sizeof *a.q);
         rotate_head(v, a.q + t * Dh, v->block->qkv_bias + a.head * Dh, row, col);
         q35_kernel->scale(a.q + t * Dh, scale, Dh);
+        if (v->integers)
+            a.factor[t] = q35_kernel->fix_all(a.fixed + t * v->dims, a.q + t * Dh, Dh, Q35_KV_NORM);
         a.top[t] = -INFINITY;
         a.total[t] = 0;
     }
-    memset(a.sum, 0, a.n * Dh * sizeof *a.sum);
-    for (size_t b = 0; b < v->blocks; b++) attend_block(v, &a, b);
+    memset(a.sum, 0, a.n * v->dims * sizeof *a.sum);
+    for (size_t b = 0; b < v->blocks; b++) {
+        const size_t seen = min(KEYS, v->S - b * KEYS);
+        if (v->integers)
+            attend_integers(v, &a, b, seen);
+        else
+            attend_floats(v, &a, b, seen);
+    }
     for (size_t t = 0; t < a.n; t++) {
-        q35_kernel->scale(a.sum + t * Dh, 1.0f / a.total[t], Dh);
-        memcpy(v->mix + (t0 + t) * D + a.head * Dh, a.sum + t * Dh, Dh * sizeof *a.sum);
+        float *sum = a.sum + t * v->dims;
+        q35_kernel->scale(sum, 1.0f / a.total[t], Dh);
+        memcpy(v->mix + (t0 + t) * D + a.head * Dh, sum, Dh * sizeof *sum);
     }
 }
 
@@ -455,12 +476,12 @@ int q35_vision_encode(q35_team *team, const qwen35_vision_geometry *g,
     tower v = {.g = g, .w = weights, .team = team, .rows = grid[1], .cols = grid[2]};
     v.S = grid[1] * grid[2];
     v.Dh = g->D / g->H;
+    v.dims = q35_kv_dims(v.Dh);
     v.blocks = (v.S + KEYS - 1) / KEYS;
     size_t m2 = g->merge * g->merge, tokens = v.S / m2, parts = (v.S + CHUNK - 1) / CHUNK;
     v.chunk = (tokens + parts - 1) / parts * m2;
     v.fixed = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->dot_fixed;
-    v.narrow = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->mix_narrow &&
-               v.S >= NARROW_PATCHES;
+    v.integers = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->dot_fixed;
     size_t floats = lay_out(&v, team->threads, NULL);
     float *memory = q35_alloc(floats, sizeof *memory, "vision tower", status);
     if (!memory) return status->code;

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-Isa = Literal["c", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondotprod"]
+Isa = Literal["c", "avx2", "avx2vnni", "avx512", "avx512vnni", "neon", "neondotprod"]
 KvDtype = Literal["int16", "float32", "float16", "bfloat16", "q8_0"]
 
 class Geometry(TypedDict):

@@ -57,7 +57,7 @@ def check_gaps(x: Array) -> None:
 
 def test_portable_target_is_always_there() -> None:
     assert TARGETS[0] == "c"
-    x86 = {"avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16"}
+    x86 = {"avx2", "avx2vnni", "avx512", "avx512vnni"}
     assert set(TARGETS[1:]) <= x86 or set(TARGETS[1:]) <= {"neon", "neondotprod"}
 
 
@@ -216,30 +216,6 @@ def test_mix_of_weight_zero_changes_nothing(target: str, kind: str) -> None:
     run(target, "mix", short, p[:, :5], v[:5])
     run(target, "mix", long, p, v)
     assert np.array_equal(short, long)
-
-
-# ---- products of bf16 pairs ----------------------------------------------------------------------
-
-NARROW = pytest.mark.skipif("avx512bf16" not in TARGETS, reason="no bf16 products here")
-
-
-@NARROW
-@WHERE
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize(("tokens", "pairs"), [(1, 1), (5, 4), (8, 9)])
-def test_mix_narrow(n: int, tokens: int, pairs: int, at_end: bool) -> None:
-    """y += p v with v's positions interleaved in pairs."""
-    rng = np.random.default_rng(n)
-    p = guard.like(noise(rng, (tokens, 2 * pairs), BF16), at_end=at_end, gap=2)
-    v = noise(rng, (2 * pairs, n), BF16)
-    packed = v.reshape(pairs, 2, n).swapaxes(1, 2).reshape(pairs, 2 * n)
-    packed = guard.like(packed, at_end=at_end, gap=4)
-    y = guard.poisoned((tokens, n), np.float32, at_end=at_end, gap=1)
-    y[...] = start = noise(rng, (tokens, n))
-    run("avx512bf16", "mix_narrow", y, p, packed)
-    bound = (2 * pairs + 4) * EPS * (abs(wide(start)) + abs(wide(p)) @ abs(wide(v)))
-    assert (abs(y - (wide(start) + wide(p) @ wide(v))) <= bound).all()
-    check_gaps(y)
 
 
 # ---- fixed point ---------------------------------------------------------------------------------

@@ -44,13 +44,6 @@ typedef void q35_dot_fn(float *y, size_t ldy, const void *w, size_t ldw, const f
 typedef void q35_mix_fn(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t ldv,
                         size_t tokens, size_t positions, size_t n);
 
-/* As mix with both factors bf16: p [tokens, 2 pairs]; v [pairs, n, 2], positions 2 i and 2 i + 1
-   interleaved, ldv columns (of two elements) from one pair of positions to the next. Only where the
-   processor multiplies bf16 itself; NULL elsewhere. */
-typedef void q35_mix_narrow_fn(float *y, size_t ldy, const uint16_t *p, size_t ldp,
-                               const uint16_t *v, size_t ldv, size_t tokens, size_t pairs,
-                               size_t n);
-
 /* Fixed point: x[i] = factor[i / Q35_FIXED] y[i]. A block of y has a Euclidean norm of 46000, so
    that by Cauchy-Schwarz no product of two blocks leaves int32, or of 32767 where a single value
    might leave int16 otherwise. The rounding errors of a block together are thus below 1.8e-4 of its
@@ -114,7 +107,6 @@ typedef struct q35_kernels {
     q35_dot_fn *dot[Q35_DTYPES];
     q35_mix_fn *mix[Q35_DTYPES];
     q35_delta_fn *delta;
-    q35_mix_narrow_fn *mix_narrow;
     q35_fix_fn *fix;
     q35_dot_fixed_fn *dot_fixed;
     q35_fix_all_fn *fix_all;

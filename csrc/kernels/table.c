@@ -11,7 +11,6 @@ extern const q35_kernels q35_kernels_avx2;
 extern const q35_kernels q35_kernels_avx2vnni;
 extern const q35_kernels q35_kernels_avx512;
 extern const q35_kernels q35_kernels_avx512vnni;
-extern const q35_kernels q35_kernels_avx512bf16;
 #elif defined(__aarch64__)
 extern const q35_kernels q35_kernels_neon;
 extern const q35_kernels q35_kernels_neondotprod;
@@ -31,7 +30,6 @@ size_t q35_kernels_available(const q35_kernels *tables[Q35_MAX_TARGETS]) {
 #endif
     if (cpu.avx512) tables[n++] = &q35_kernels_avx512;
     if (cpu.avx512vnni) tables[n++] = &q35_kernels_avx512vnni;
-    if (cpu.avx512vnni && cpu.avx512bf16) tables[n++] = &q35_kernels_avx512bf16;
 #elif defined(__aarch64__)
     if (cpu.neon) tables[n++] = &q35_kernels_neon;
     if (cpu.neon && cpu.dotprod) tables[n++] = &q35_kernels_neondotprod;

@@ -64,8 +64,8 @@ const char q35_run_kernel_doc[] =
     "  gelu_bias x[n] bias[n] | add y[n] x[n] | fix y[n] factor[blocks] x[n]\n"
     "  fix_all y[n] x[n] norm -> (factor,) | dot_pairs y[T,width] w[pairs,2 width] x[T,2 pairs]\n"
     "  x_factor[T] (w_factor[width]) add\n"
-    "  where the target has it: mix_narrow y[T,n] p[T,2 pairs] v[pairs,2 n]\n"
-    "  dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] x_factor[T,blocks] n add";
+    "  where the target has it: dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] "
+    "x_factor[T,blocks] n add";
 
 PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
     Py_ssize_t given = PyTuple_GET_SIZE(args);
