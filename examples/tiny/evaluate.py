@@ -3,11 +3,14 @@
 
     python examples/tiny/evaluate.py --backend qwen35
     python examples/tiny/evaluate.py --backend transformers --n 100 --out /tmp/tiny-eval
+    python examples/tiny/evaluate.py --quantize q8_0 --dtype float32 --out exact
+    python examples/tiny/evaluate.py --quantize q8_0 --against exact/results.json
 
 Prints two tables (task by thinking mode; needle by distance, none with --distance-n 0), writes
 OUT/results.json and, where matplotlib is installed, OUT/needle.png. An answer counts when its
 text, or its tool call with all arguments, is exactly the expected one and the model ended it by
-itself; what it thought before does not matter.
+itself; what it thought before does not matter. --against counts the questions that another run,
+over the same ones, answered otherwise.
 """
 
 from __future__ import annotations
@@ -45,10 +48,10 @@ def plain(value: Any) -> str:
 class Qwen35:
     """This package."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **options: Any):
         import qwen35
 
-        self.model = qwen35.load(str(folder))
+        self.model = qwen35.load(str(folder), **options)
 
     def reply(self, one: Example) -> tuple[str, list[tuple[str, dict[str, str]]], bool]:
         answer = self.model.chat(
@@ -144,11 +147,12 @@ def asked_text(one: Example) -> str:
     return content if isinstance(content, str) else " ".join(p.get("text", "") for p in content)
 
 
-def run(backend: Backend, examples: list[Example], show: int) -> dict[str, float]:
-    """Accuracy and share of answers that stopped by themselves."""
-    right = stopped = 0
+def run(backend: Backend, examples: list[Example], show: int) -> dict[str, Any]:
+    """Accuracy, share of answers that stopped by themselves, and what they were."""
+    right, stopped, replies = 0, 0, []
     for one in examples:
         text, calls, ended = backend.reply(one)
+        replies.append([text, [list(call) for call in calls], ended])
         ok = correct(one, text, calls, ended)
         right, stopped = right + ok, stopped + ended
         if not ok and show > 0:
@@ -161,7 +165,19 @@ def run(backend: Backend, examples: list[Example], show: int) -> dict[str, float
         "accuracy": right / len(examples),
         "stopped": stopped / len(examples),
         "n": len(examples),
+        "replies": replies,
     }
+
+
+def differing(mine: dict[str, dict], other: dict[str, dict]) -> tuple[int, int]:
+    """Of the questions that both were asked: how many got another answer, and all."""
+    pairs = [
+        (a, b)
+        for task in mine.keys() & other.keys()
+        for mode in mine[task]
+        for a, b in zip(mine[task][mode]["replies"], other[task][mode]["replies"], strict=True)
+    ]
+    return sum(a != b for a, b in pairs), len(pairs)
 
 
 def picture(curve: dict[str, dict[str, dict]], path: Path) -> bool:
@@ -195,6 +211,9 @@ def main() -> None:
     )
     ap.add_argument("--folder", type=Path, default=FOLDER)
     ap.add_argument("--backend", choices=("qwen35", "transformers"), default="qwen35")
+    ap.add_argument("--quantize", metavar="T", help="blocks made at load (qwen35 only)")
+    ap.add_argument("--dtype", default="auto", help="as of load (qwen35 only)")
+    ap.add_argument("--against", type=Path, help="results.json of another run")
     ap.add_argument("--n", type=int, default=100, help="questions per task and mode")
     ap.add_argument(
         "--distance-n", type=int, default=50, help="questions per needle distance and mode"
@@ -210,7 +229,10 @@ def main() -> None:
     )
     args = ap.parse_args()
     renderer, start = Renderer(args.folder), time.monotonic()
-    backend = {"qwen35": Qwen35, "transformers": Transformers}[args.backend](args.folder)
+    if args.backend == "qwen35":
+        backend: Backend = Qwen35(args.folder, dtype=args.dtype, quantize=args.quantize)
+    else:
+        backend = Transformers(args.folder)
     modes = {"direct": False, "thinking": True}
     tasks: dict[str, dict] = {}
     print("| task | direct | thinking | stopped |\n|---|---:|---:|---:|", flush=True)
@@ -237,6 +259,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     result = {"backend": args.backend, "seed": args.seed, "tasks": tasks, "needle": curve}
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    if args.against:
+        other = json.loads(args.against.read_text())
+        if other["seed"] != args.seed:
+            raise SystemExit(f"{args.against}: seed {other['seed']}, this run has {args.seed}")
+        different, asked = differing(tasks, other["tasks"])
+        print(f"\n{different} of {asked} answers differ from {args.against}")
     drawn = picture(curve, args.out / "needle.png")
     written = "results.json and needle.png" if drawn else "results.json"
     print(f"\n{time.monotonic() - start:.0f} s; {written} in {args.out}")
