@@ -26,8 +26,8 @@
 #define WIDE_ROWS 8      /* of a block type, decoded at once */
 #define PANEL_ROWS 256   /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
-#define BLOCK_PANELS 4    /* of 16 rows, in one task with many tokens */
-#define TOKENS_PER_TASK 4 /* brought to 8 bits */
+#define BLOCK_PANELS 4              /* of 16 rows, in one task with many tokens */
+#define TOKENS_PER_TASK TILE_TOKENS /* brought to 8 bits; no two tasks write one line */
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };

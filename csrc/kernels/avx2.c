@@ -139,7 +139,6 @@ INLINE void halves(float *y, const void *x) {
     vstore(y, _mm256_cvtph_ps(_mm_loadu_si128(half)));
     vstore(y + LANES, _mm256_cvtph_ps(_mm_loadu_si128(half + 1)));
 }
-INLINE I iset(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE I iset8(char a) { return _mm256_set1_epi8(a); }
 INLINE I isub8(I a, I b) { return _mm256_sub_epi8(a, b); }
 INLINE I iand(I a, I b) { return _mm256_and_si256(a, b); }

@@ -92,7 +92,6 @@ INLINE I ipair(const void *p) {
     return vdupq_n_s32(pair);
 }
 INLINE V itof(I v) { return vcvtq_f32_s32(v); }
-INLINE I iset(int32_t a) { return vdupq_n_s32(a); }
 INLINE I iset8(char a) { return of_bytes(vdupq_n_s8((int8_t)a)); }
 INLINE I isub8(I a, I b) { return of_bytes(vsubq_s8(bytes_of(a), bytes_of(b))); }
 INLINE I iand(I a, I b) { return vandq_s32(a, b); }

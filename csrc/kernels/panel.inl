@@ -8,7 +8,7 @@
  *   PANEL_SIGNED              whether idot8 takes both factors signed where they have 8 bits
  *   PANEL_APART               whether codes are taken apart beforehand for two tiles and more
  *   I, izero, iload, istore   vector of LANES int32, or of LANES times four bytes
- *   iset, iset8, isub8, itof  from one int32, from one byte; difference of bytes; int32 as f32
+ *   iset8, isub8, itof        from one byte; difference of bytes; int32 as f32
  *   iadd, ishl32              sums of int32; their shifts
  *   ishl, ishr                shifts of 16-bit lanes
  *   iand, imerge(a, b, m)     a & b; a | b & m
@@ -48,9 +48,8 @@ ALWAYS I PANEL(code)(const uint8_t *x, const int j, const int c, const q35_packi
     return code;
 }
 
-/* One group of 16 rows against a tile of T tokens, from step `first` of 32 columns on; x and its
-   sums are those of columns k .. k + 32. Codes stay unsigned, and the tokens' sums mend the offset.
- */
+/* One group of 16 rows against a tile of T tokens: of columns k .. k + 32 those from step `first`
+   on. Codes stay unsigned, and the tokens' sums mend the offset. */
 ALWAYS void PANEL(group)(V sum[PANEL_TOKENS][PARTS], const uint8_t *codes, const V scale[PARTS],
                          const q35_tokens *x, size_t k, const int first, const q35_packing p,
                          const int apart, const int fine, const int T) {
