@@ -3,9 +3,8 @@
  * products -> blocks of rows whose weights fit the second-level cache -> one task a block -> dot
  * kernel over all tokens. Weights are read once from memory whatever T is; a result's bits do not
  * depend on T (see kernels.h). Matrices of blocks are multiplied as integers: tokens are brought to
- * 8 bits once a call, panels of 16 rows unpacked a piece at a time on their way. In the exact mode
- * their rows are decoded to f32 instead. Targets whose own kernel is slow at many tokens expand
- * blocks to f32 and leave the product to OpenBLAS. */
+ * 8 bits once a call. In the exact mode rows of blocks are decoded to f32 instead. Targets whose
+ * own kernel is slow at many tokens expand blocks to f32 and leave the product to OpenBLAS. */
 #include "linear.h"
 
 #include <pthread.h>
@@ -20,13 +19,15 @@
 #define BLOCK_BYTES ((size_t)128 << 10)
 #define BLOCK_BYTES_FEW ((size_t)256 << 10)
 #define FEW_TOKENS 16
-#define BLOCKS_EACH 4  /* tasks for each thread then, at least */
-#define BLOCK_ROWS 24  /* blocks are a multiple: whole register tiles of every target */
-#define WIDE_ROWS 8    /* of a block type, decoded at once */
-#define PANEL_ROWS 256 /* rows expanded at once for BLAS */
+#define TILE_TOKENS 8    /* that kernels multiply together */
+#define CACHED_TOKENS 64 /* that stay in the second-level cache with all their columns */
+#define BLOCKS_EACH 4    /* tasks for each thread then, at least */
+#define BLOCK_ROWS 24    /* blocks are a multiple: whole register tiles of every target */
+#define WIDE_ROWS 8      /* of a block type, decoded at once */
+#define PANEL_ROWS 256   /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
-#define BLOCK_PANELS 4    /* of 16 rows, in one task with many tokens */
-#define TOKENS_PER_TASK 4 /* brought to 8 bits */
+#define BLOCK_PANELS 4              /* of 16 rows, in one task with many tokens */
+#define TOKENS_PER_TASK TILE_TOKENS /* brought to 8 bits; no two tasks write one line */
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
@@ -39,7 +40,7 @@ void scipy_openblas_set_num_threads(int threads);
 typedef struct room {
     float *wide;             /* [threads, WIDE_ROWS, cols] of a block type, or [PANEL_ROWS, cols] */
     q35_tokens coarse, fine; /* all tokens in 8 bits and in 16, each where a matrix asks for it */
-    q35_panel_space *space;  /* [threads] */
+    q35_panel *panel;        /* [threads] */
     float *sum;              /* [threads, T, rows of BLOCK_PANELS] */
 } room;
 
@@ -47,8 +48,8 @@ typedef struct room {
 static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *memory) {
     size_t wide = threads * WIDE_ROWS * cols, panel = PANEL_ROWS * cols;
     size_t bytes = (cols + 3) / 4;
-    size_t groups = (cols / Q35_GROUP + 1) * sizeof(q35_token_group) / sizeof(float);
-    at->coarse = at->fine = (q35_tokens){.columns = cols};
+    size_t groups = cols / Q35_GROUP * (sizeof(q35_token_group) / sizeof(float));
+    at->coarse = at->fine = (q35_tokens){.T = T, .columns = cols};
     const q35_buffer parts[] = {
         {&at->wide, q35_kernel->blas_tokens && panel > wide ? panel : wide},
         {&at->coarse.q, T * bytes},
@@ -56,7 +57,7 @@ static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *me
         {&at->fine.q, T * bytes},
         {&at->fine.low, T * bytes},
         {&at->fine.group, T * groups},
-        {&at->space, T ? threads * sizeof(q35_panel_space) / sizeof(float) : 0},
+        {&at->panel, T ? threads * sizeof(q35_panel) / sizeof(float) : 0},
         {&at->sum, threads * T * BLOCK_PANELS * Q35_PANEL},
     };
     return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
@@ -106,31 +107,40 @@ static void multiply_decoded(const job *j, const q35_product *product, size_t r,
     }
 }
 
-/* y [T, rows], ld elements apart, of `rows` rows from row r on, both multiples of 16. Piece by
-   piece of the columns, so that the tokens' part of it stays in the second-level cache for all
-   rows. */
-static void multiply_pieces(const job *j, const q35_matrix *w, size_t r, size_t rows, float *y,
-                            size_t ld, q35_panel_space *space) {
+/* y [T, 16], ld elements apart: columns k .. k + n of the p-th 16 rows; from codebook formats by
+   way of `panel`. */
+static void multiply_panel(const job *j, const q35_matrix *w, size_t p, size_t k, size_t n,
+                           float *y, size_t ld, q35_panel *panel) {
     const q35_tokens *tokens = w->fine ? &j->at.fine : &j->at.coarse;
-    for (size_t k = 0; k < j->cols; k += Q35_PIECE) {
-        size_t n = j->cols - k < Q35_PIECE ? j->cols - k : Q35_PIECE;
-        for (size_t i = 0; i < rows; i += Q35_PANEL) {
-            q35_panel panel;
-            q35_panel_read(&panel, space, w, (r + i) / Q35_PANEL, k, n);
-            q35_kernel->dot_panel(y + i, ld, k > 0, &panel, tokens, j->T, k, n);
-        }
+    if (w->packed) {
+        q35_kernel->dot_packed(y, ld, k > 0, w->dtype, q35_packed_at(w, p, k), tokens, k, n);
+        return;
+    }
+    q35_panel_read(panel, w, p, k, n);
+    q35_kernel->dot_panel(y, ld, k > 0, panel, tokens, k, n);
+}
+
+/* y [T, rows], ld elements apart, of `rows` rows from row r on, both multiples of 16. Tokens of one
+   tile meet each weight once, as it comes from memory. Otherwise rows are cut into pieces that stay
+   in the first-level cache for all tiles, and among many tokens a piece of all rows goes first, for
+   the tokens' part of it to stay in the second. */
+static void multiply_pieces(const job *j, const q35_matrix *w, size_t r, size_t rows, float *y,
+                            size_t ld, q35_panel *panel) {
+    const size_t cols = j->cols, first = r / Q35_PANEL, panels = rows / Q35_PANEL;
+    const size_t piece = w->packed && j->T <= TILE_TOKENS ? cols : Q35_PIECE;
+    const size_t pieces = (cols + piece - 1) / piece;
+    const int by_rows = j->T <= CACHED_TOKENS;
+    for (size_t i = 0; i < panels * pieces; i++) {
+        const size_t p = by_rows ? i / pieces : i % panels;
+        const size_t k = (by_rows ? i % pieces : i / panels) * piece;
+        const size_t n = cols - k < piece ? cols - k : piece;
+        multiply_panel(j, w, first + p, k, n, y + p * Q35_PANEL, ld, panel);
     }
 }
 
-/* The same for a single token, from where the rows lie packed. */
-static void multiply_packed(const job *j, const q35_matrix *w, size_t r, size_t rows, float *y) {
-    const q35_tokens *token = w->fine ? &j->at.fine : &j->at.coarse;
-    for (size_t i = 0; i < rows; i += Q35_PANEL)
-        q35_kernel->dot_packed(y + i, w->dtype, q35_packed_panel(w, (r + i) / Q35_PANEL), token);
-}
-
 /* As integers, r a multiple of 16. Sums are made in y itself unless they are added to it, or reach
-   beyond its rows. */
+   beyond its rows, or are of many tokens: rows of y may be a power of two apart, and then all share
+   a few lines of the caches. */
 static void multiply_panels(const job *j, const q35_product *product, size_t r, size_t rows,
                             int worker) {
     const size_t T = j->T;
@@ -140,17 +150,16 @@ static void multiply_panels(const job *j, const q35_product *product, size_t r, 
         const size_t left = rows - done, most = BLOCK_PANELS * Q35_PANEL;
         const size_t n = left < most ? left : most;
         const size_t whole = (n + Q35_PANEL - 1) / Q35_PANEL * Q35_PANEL;
-        const int direct = n == whole && !j->add;
+        const int direct = n == whole && !j->add && T <= TILE_TOKENS;
         float *y = product->y + r + done, *out = direct ? y : sum;
         const size_t ld = direct ? product->ldy : whole;
-        if (T == 1 && w->packed && q35_kernel->dot_packed)
-            multiply_packed(j, w, r + done, whole, out);
-        else
-            multiply_pieces(j, w, r + done, whole, out, ld, j->at.space + worker);
-        for (size_t t = 0; t < T && !direct; t++)
-            for (size_t k = 0; k < n; k++)
-                y[t * product->ldy + k] =
-                    (j->add ? y[t * product->ldy + k] : 0) + sum[t * whole + k];
+        multiply_pieces(j, w, r + done, whole, out, ld, j->at.panel + worker);
+        for (size_t t = 0; t < T && !direct; t++) {
+            if (j->add)
+                q35_kernel->add(y + t * product->ldy, sum + t * whole, n);
+            else
+                memcpy(y + t * product->ldy, sum + t * whole, n * sizeof *y);
+        }
     }
 }
 

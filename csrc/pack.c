@@ -22,8 +22,9 @@ size_t q35_packed_bytes(const q35_matrix *w) {
     return (w->rows + Q35_PANEL - 1) / Q35_PANEL * panel_bytes(w);
 }
 
-const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p) {
-    return w->packed + p * panel_bytes(w);
+const uint8_t *q35_packed_at(const q35_matrix *w, size_t p, size_t k) {
+    q35_record r = q35_record_of(q35_packing_of(w->dtype));
+    return w->packed + p * panel_bytes(w) + k / r.columns * r.bytes;
 }
 
 /* What is stored for a code: its distance from the smallest, or its level's index. */
@@ -137,7 +138,7 @@ static int stored_at(const uint8_t *x, q35_packing p, size_t row, size_t column)
 void q35_packed_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n) {
     const q35_packing p = q35_packing_of(w->dtype);
     const q35_record r = q35_record_of(p);
-    const uint8_t *panel = q35_packed_panel(w, row / Q35_PANEL);
+    const uint8_t *panel = q35_packed_at(w, row / Q35_PANEL, 0);
     row %= Q35_PANEL;
     for (size_t k = col; k < col + n; k++) {
         const uint8_t *record = panel + k / r.columns * r.bytes;
@@ -153,15 +154,11 @@ void q35_packed_read(float *y, const q35_matrix *w, size_t row, size_t col, size
     }
 }
 
-/* ---- panels ---- */
-
-/* From the blocks of 16 rows; scales of 16 columns, whatever the type. */
-static void split_rows(q35_panel *panel, q35_panel_space *s, const q35_matrix *w, size_t p,
-                       size_t k, size_t n) {
+void q35_panel_read(q35_panel *panel, const q35_matrix *w, size_t p, size_t k, size_t n) {
     const size_t elements = q35_formats[w->dtype].elements, parts_each = elements / Q35_PART;
-    memset(s->codes, 0, n * Q35_PANEL);
-    memset(s->scale, 0, n / Q35_PART * Q35_PANEL * sizeof *s->scale);
-    memset(s->min, 0, n / Q35_PART * Q35_PANEL * sizeof *s->min);
+    memset(panel->codes, 0, n * Q35_PANEL);
+    memset(panel->scale, 0, n / Q35_PART * Q35_PANEL * sizeof *panel->scale);
+    memset(panel->min, 0, n / Q35_PART * Q35_PANEL * sizeof *panel->min);
     for (size_t row = 0; row < Q35_PANEL && p * Q35_PANEL + row < w->rows; row++) {
         const uint8_t *block = (const uint8_t *)w->data +
                                (p * Q35_PANEL + row) * q35_row_bytes(w->dtype, w->cols) +
@@ -171,24 +168,12 @@ static void split_rows(q35_panel *panel, q35_panel_space *s, const q35_matrix *w
             q35_split(&parts, w->dtype, block);
             for (size_t j = 0; j < parts_each; j++) {
                 const size_t at = (b * parts_each + j) * Q35_PANEL + row;
-                s->scale[at] = parts.d * (float)parts.scale[j];
-                s->min[at] = -parts.dmin * (float)parts.min[j];
+                panel->scale[at] = parts.d * (float)parts.scale[j];
+                panel->min[at] = -parts.dmin * (float)parts.min[j];
             }
-            int8_t *codes = s->codes + b * elements * Q35_PANEL + 4 * row;
+            int8_t *codes = panel->codes + b * elements * Q35_PANEL + 4 * row;
             for (size_t i = 0; i < elements; i += 4)
                 memcpy(codes + i * Q35_PANEL, parts.code + i, 4);
         }
     }
-    *panel = (q35_panel){s->codes, Q35_GROUP * Q35_PANEL, s->scale, s->min, NULL, Q35_PART, 0, 0};
-    q35_kernel->fix_panel(panel, s, n);
-}
-
-void q35_panel_read(q35_panel *panel, q35_panel_space *space, const q35_matrix *w, size_t p,
-                    size_t k, size_t n) {
-    if (!w->packed) {
-        split_rows(panel, space, w, p, k, n);
-        return;
-    }
-    const q35_record r = q35_record_of(q35_packing_of(w->dtype));
-    q35_kernel->unpack(panel, space, w->dtype, q35_packed_panel(w, p) + k / r.columns * r.bytes, n);
 }

@@ -16,15 +16,14 @@ size_t q35_packed_bytes(const q35_matrix *w);
 /* Packs all rows into `packed`. Nonzero when the team was cancelled. */
 int q35_pack(q35_team *team, const q35_matrix *w, uint8_t *packed);
 
-/* The records of the p-th 16 rows of a packed matrix. */
-const uint8_t *q35_packed_panel(const q35_matrix *w, size_t p);
+/* The records of the p-th 16 rows of a packed matrix from column k on, a multiple of the block. */
+const uint8_t *q35_packed_at(const q35_matrix *w, size_t p, size_t k);
 
 /* As q35_matrix_read, from a packed matrix; the same bits. */
 void q35_packed_read(float *y, const q35_matrix *w, size_t row, size_t col, size_t n);
 
-/* Columns k .. k + n of the p-th 16 rows of a matrix of any block type, ready for dot_panel; n at
-   most Q35_PIECE, k and n multiples of the block. */
-void q35_panel_read(q35_panel *panel, q35_panel_space *space, const q35_matrix *w, size_t p,
-                    size_t k, size_t n);
+/* Columns k .. k + n of the p-th 16 rows of a matrix of any block type, from its rows; n at most
+   Q35_PIECE, k and n multiples of the block. */
+void q35_panel_read(q35_panel *panel, const q35_matrix *w, size_t p, size_t k, size_t n);
 
 #endif

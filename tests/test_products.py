@@ -100,7 +100,7 @@ def test_every_type(target: str, type: str, packed: bool, fine: bool) -> None:
 @pytest.mark.parametrize("type", ["q4_0", "q8_0", "iq4_nl"])
 @pytest.mark.parametrize("columns", [32, 96, 1024, 1056])
 def test_columns_of_small_blocks(target: str, type: str, columns: int) -> None:
-    """One block, an odd number, exactly what is unpacked at once, and one block more."""
+    """One block, an odd number, exactly what is multiplied at once, and one block more."""
     rng = np.random.default_rng(columns)
     blocks = random_blocks(rng, type, 17, columns)
     x = rng.standard_normal((9, columns)).astype(np.float32)
@@ -110,17 +110,19 @@ def test_columns_of_small_blocks(target: str, type: str, columns: int) -> None:
 @pytest.mark.parametrize("fine", [False, True], ids=["8 bits", "16 bits"])
 @pytest.mark.parametrize("type", [*PACKED, "q2_k", "iq2_xs"])
 def test_bits_do_not_depend_on_company(target: str, type: str, fine: bool) -> None:
-    """A token alone, among others, with other threads, packed or not by the same kernel."""
+    """A token alone, among others, with other threads: in tiles of every size, from codes taken
+    apart or not, with more tokens than stay in cache.
+    """
     rng = np.random.default_rng(3)
     blocks = random_blocks(rng, type, 75, 2304)
-    x = rng.standard_normal((27, 2304)).astype(np.float32)
+    x = rng.standard_normal((79, 2304)).astype(np.float32)
     together = product(target, type, blocks, x, fine=fine)
     assert np.array_equal(together, product(target, type, blocks, x, fine=fine, threads=3))
     for t in range(len(x)):
         assert np.array_equal(
             together[t : t + 1], product(target, type, blocks, x[t : t + 1], fine=fine)
         )
-    for cut in (2, 7, 15):
+    for cut in (1, 2, 4, 7, 15, 33, 63):
         parts = [product(target, type, blocks, part, fine=fine) for part in (x[:cut], x[cut:])]
         assert np.array_equal(together, np.concatenate(parts))
 

@@ -116,18 +116,17 @@ INLINE int32_t sum16(I low, I high) {
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
-INLINE int32_t put16(uint8_t *q, I low, I high, const int bias) {
+INLINE int32_t put16(int8_t *q, I low, I high) {
     I words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
     I bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xd8);
-    __m128i biased = _mm_xor_si128(_mm256_castsi256_si128(bytes), _mm_set1_epi8((char)bias));
-    _mm_storeu_si128((void *)q, biased); /* bias 0 or 128 */
+    _mm_storeu_si128((void *)q, _mm256_castsi256_si128(bytes));
     return sum16(low, high);
 }
-INLINE int32_t put_nearest(uint8_t *q, const float *x, float a, const int bias) {
+INLINE int32_t round16(int8_t *q, const float *x, float a) {
     return put16(q, _mm256_cvtps_epi32(vmul(vload(x), vset(a))),
-                 _mm256_cvtps_epi32(vmul(vload(x + LANES), vset(a))), bias);
+                 _mm256_cvtps_epi32(vmul(vload(x + LANES), vset(a))));
 }
-INLINE int32_t put_twice(uint8_t *q, uint8_t *low, const float *x, float a, const int bias) {
+INLINE int32_t round16_twice(int8_t *q, int8_t *low, const float *x, float a) {
     I code[2], rest[2];
     for (int h = 0; h < 2; h++) {
         V scaled = vmul(vload(x + h * LANES), vset(a));
@@ -135,20 +134,19 @@ INLINE int32_t put_twice(uint8_t *q, uint8_t *low, const float *x, float a, cons
         V exact = vmul(vsub(scaled, itof(code[h])), vset(256));
         rest[h] = _mm256_min_epi32(_mm256_cvtps_epi32(exact), _mm256_set1_epi32(127));
     }
-    int32_t sum = put16(q, code[0], code[1], bias);
-    return 256 * sum + put16(low, rest[0], rest[1], bias);
+    int32_t sum = put16(q, code[0], code[1]);
+    return 256 * sum + put16(low, rest[0], rest[1]);
 }
 INLINE void halves(float *y, const void *x) {
     const __m128i *half = x;
     vstore(y, _mm256_cvtph_ps(_mm_loadu_si128(half)));
     vstore(y + LANES, _mm256_cvtph_ps(_mm_loadu_si128(half + 1)));
 }
-INLINE I iset(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE I iset8(char a) { return _mm256_set1_epi8(a); }
 INLINE I isub8(I a, I b) { return _mm256_sub_epi8(a, b); }
 INLINE I iand(I a, I b) { return _mm256_and_si256(a, b); }
 INLINE I imerge(I a, I b, I m) { return _mm256_or_si256(a, _mm256_and_si256(b, m)); }
-INLINE I ishl8(I a) { return _mm256_slli_epi32(a, 8); }
+INLINE I ishl32(I a, const int n) { return _mm256_slli_epi32(a, n); }
 INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
 INLINE I ishl(I a, const int n) { return _mm256_slli_epi16(a, n); }
 INLINE I ishr(I a, const int n) { return _mm256_srli_epi16(a, n); }
@@ -159,53 +157,25 @@ INLINE I ilevels(I codes) {
     const I levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)q35_iq4_levels));
     return _mm256_shuffle_epi8(levels, codes);
 }
-/* Unsigned by signed bytes, whose pairs fit 16 bits where one of them has six. */
-INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
-    if (bits <= 6)
-        return _mm256_add_epi32(
-            acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-    even_odd e = {_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srli_epi16(w, 8)};
-    return dot_bytes(acc, e, split_bytes(x));
-}
-
-/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
-INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+/* Products of bytes by way of int16: where w has at most 6 bits four of them fit, 4 x 63 x 128. */
+INLINE I dot_two(I acc, I w, I x, I v, I z, const int bits) {
+    if (bits == 8)
+        return dot_bytes(dot_bytes(acc, split_bytes(w), split_bytes(x)), split_bytes(v),
+                         split_bytes(z));
     I pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(v, z));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return idot(acc, pairs, _mm256_set1_epi16(1));
 }
 
 #define PANEL(op) op##_avx2
 #define PANEL_TOKENS 4 /* 4 x 2 sums, the rows' bytes and a token's; numbers of f32 in memory */
-#define PANEL_FIX 0
-#define PANEL_NARROW 1
-#define PANEL_SIGNED 0
-#define idot8 dot_narrow
-#define round16(q, x, a) put_nearest(q, x, a, Q_BIAS)
-#define round16_twice(q, low, x, a) put_twice(q, low, x, a, Q_BIAS)
-#define Q_BIAS 0
-#define W even_odd
-#define X even_odd
-#define codes4(v) split_bytes(v)
-#define token4(p) split_bytes(ipair(p))
-#define idot4(acc, w, x, low) dot_bytes(acc, w, x)
-#define usigned4 ipair
-#define udot4 dot_unsigned
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
-}
+#define PANEL_FINE 2
+#define PANEL_APART 1
+#define PANEL_SIGNED 1
+#define idot8 dot_two
 #include "panel.inl"
 #undef PANEL
-#undef PANEL_TOKENS
-#undef PANEL_FIX
-#undef PANEL_NARROW
-#undef Q_BIAS
-#undef W
-#undef X
-#undef codes4
-#undef token4
-#undef idot4
-#undef usigned4
-#undef udot4
+#undef PANEL_SIGNED
+#undef idot8
 
 TARGET_END
 
@@ -214,8 +184,7 @@ const q35_kernels q35_kernels_avx2 = {.name = "avx2",
                                       ELEMENTWISE_MEMBERS,
                                       .dot_fixed = dot_fixed_avx2,
                                       .dot_pairs = dot_pairs_avx2,
-                                      PANEL_MEMBERS(_avx2),
-                                      .dot_packed = dot_packed_avx2};
+                                      PANEL_MEMBERS(_avx2)};
 
 #if Q35_AVXVNNI
 /* ---- the same with products of bytes and of int16 pairs added up in one instruction (AVX-VNNI,
@@ -233,34 +202,10 @@ TARGET_BEGIN("avxvnni,avx2,fma,f16c,bmi2")
 #define PAIRS(op) op##_avx2vnni
 #include "pairs.inl"
 
-/* Bytes of tokens are unsigned here, 128 too large: a group's sum starts from what that adds. */
 #define PANEL(op) op##_avx2vnni
-#define PANEL_TOKENS 6 /* 6 x 2 sums, 2 of rows and a token; numbers of f32 in memory */
-#define PANEL_FIX 1
-#define PANEL_NARROW 0
-#define Q_BIAS 128
-#define W I
-#define X I
-#define codes4(v) (v)
-#define token4 ipair
-#define idot4(acc, w, x, low) _mm256_dpbusd_epi32(acc, x, w)
-#define usigned4(p) _mm256_xor_si256(ipair(p), iset8((char)Q_BIAS))
-#define udot4(acc, w, x, bits) ((void)(bits), _mm256_dpbusd_epi32(acc, w, x))
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    const I bias = iset8((char)Q_BIAS);
-    for (size_t g = 0; g < n / panel->group; g++) {
-        size_t column = g * panel->group;
-        const int8_t *codes =
-            panel->codes + column / Q35_GROUP * panel->code_stride + column % Q35_GROUP * Q35_PANEL;
-        for (size_t c = 0; c < Q35_PANEL / LANES; c++) {
-            I sum = izero();
-            for (size_t j = 0; j < panel->group / 4; j++)
-                sum = _mm256_dpbusd_epi32(sum, bias, iload(codes + 64 * j + 4 * LANES * c));
-            istore(space->fix + g * Q35_PANEL + c * LANES, _mm256_sub_epi32(izero(), sum));
-        }
-    }
-    panel->fix = space->fix;
-}
+#define PANEL_SIGNED 0
+#define idot8(acc, w, x, v, z, bits) \
+    ((void)(bits), _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(acc, w, x), v, z))
 #include "panel.inl"
 
 TARGET_END
@@ -270,8 +215,7 @@ const q35_kernels q35_kernels_avx2vnni = {.name = "avx2vnni",
                                           ELEMENTWISE_MEMBERS,
                                           .dot_fixed = dot_fixed_avx2vnni,
                                           .dot_pairs = dot_pairs_avx2vnni,
-                                          PANEL_MEMBERS(_avx2vnni),
-                                          .dot_packed = dot_packed_avx2vnni};
+                                          PANEL_MEMBERS(_avx2vnni)};
 #endif
 #else
 typedef int q35_no_avx2; /* ISO C wants a declaration in every file */

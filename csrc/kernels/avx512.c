@@ -104,26 +104,26 @@ INLINE float largest32(const float *x) {
     return _mm512_reduce_max_ps(
         _mm512_max_ps(_mm512_abs_ps(vload(x)), _mm512_abs_ps(vload(x + LANES))));
 }
-INLINE int32_t put16(uint8_t *q, I code, const int bias) {
-    _mm_storeu_si128((void *)q, _mm512_cvtepi32_epi8(_mm512_add_epi32(code, iset(bias))));
+INLINE int32_t put16(int8_t *q, I code) {
+    _mm_storeu_si128((void *)q, _mm512_cvtepi32_epi8(code));
     return _mm512_reduce_add_epi32(code);
 }
-INLINE int32_t put_nearest(uint8_t *q, const float *x, float a, const int bias) {
-    return put16(q, _mm512_cvtps_epi32(vmul(vload(x), vset(a))), bias);
+INLINE int32_t round16(int8_t *q, const float *x, float a) {
+    return put16(q, _mm512_cvtps_epi32(vmul(vload(x), vset(a))));
 }
-INLINE int32_t put_twice(uint8_t *q, uint8_t *low, const float *x, float a, const int bias) {
+INLINE int32_t round16_twice(int8_t *q, int8_t *low, const float *x, float a) {
     V scaled = vmul(vload(x), vset(a));
     I code = _mm512_cvtps_epi32(scaled);
     V rest = vmul(vsub(scaled, itof(code)), vset(256));
-    int32_t sum = put16(q, code, bias);
-    return 256 * sum + put16(low, _mm512_min_epi32(_mm512_cvtps_epi32(rest), iset(127)), bias);
+    int32_t sum = put16(q, code);
+    return 256 * sum + put16(low, _mm512_min_epi32(_mm512_cvtps_epi32(rest), iset(127)));
 }
 INLINE void halves(float *y, const void *x) { vstore(y, _mm512_cvtph_ps(_mm256_loadu_si256(x))); }
 INLINE I iset8(char a) { return _mm512_set1_epi8(a); }
 INLINE I isub8(I a, I b) { return _mm512_sub_epi8(a, b); }
 INLINE I iand(I a, I b) { return _mm512_and_si512(a, b); }
 INLINE I imerge(I a, I b, I m) { return _mm512_ternarylogic_epi32(a, b, m, 0xf8); }
-INLINE I ishl8(I a) { return _mm512_slli_epi32(a, 8); }
+INLINE I ishl32(I a, const int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 INLINE I ishl(I a, const int n) { return _mm512_slli_epi16(a, (unsigned)n); }
 INLINE I ishr(I a, const int n) { return _mm512_srli_epi16(a, (unsigned)n); }
@@ -134,54 +134,28 @@ INLINE I ilevels(I codes) {
     const I levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)q35_iq4_levels));
     return _mm512_shuffle_epi8(levels, codes);
 }
-/* Unsigned by signed bytes, whose pairs fit 16 bits where one of them has six. */
-INLINE I dot_unsigned(I acc, I w, I x, const int bits) {
-    if (bits <= 6)
-        return _mm512_add_epi32(
-            acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
-    even_odd e = {_mm512_and_si512(w, _mm512_set1_epi16(255)), _mm512_srli_epi16(w, 8)};
-    return dot_bytes(acc, e, split_bytes(x));
-}
-
-/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
-INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+/* Products of bytes by way of int16: where w has at most 6 bits four of them fit, 4 x 63 x 128. */
+INLINE I dot_two(I acc, I w, I x, I v, I z, const int bits) {
+    if (bits == 8)
+        return dot_bytes(dot_bytes(acc, split_bytes(w), split_bytes(x)), split_bytes(v),
+                         split_bytes(z));
     I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(w, x), _mm512_maddubs_epi16(v, z));
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return idot(acc, pairs, _mm512_set1_epi16(1));
 }
 
 #define PANEL(op) op##_avx512
-#define PANEL_TOKENS 4 /* 4 sums, 4 numbers of f32, 2 of rows, 2 of a token */
-#define PANEL_FIX 0
-#define PANEL_NARROW 1
-#define PANEL_SIGNED 0
-#define idot8 dot_narrow
-#define round16(q, x, a) put_nearest(q, x, a, Q_BIAS)
-#define round16_twice(q, low, x, a) put_twice(q, low, x, a, Q_BIAS)
-#define Q_BIAS 0
-#define W even_odd
-#define X even_odd
-#define codes4(v) split_bytes(v)
-#define token4(p) split_bytes(ipair(p))
-#define idot4(acc, w, x, low) dot_bytes(acc, w, x)
-#define usigned4 ipair
-#define udot4 dot_unsigned
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
-}
+#define PANEL_TOKENS 4 /* 4 sums of each kind, 2 of rows and of a token, products and masks */
+#define PANEL_FINE 4
+#define PANEL_APART 1
+#define PANEL_SIGNED 1
+#define idot8 dot_two
 #include "panel.inl"
 #undef PANEL
 #undef PANEL_TOKENS
-#undef PANEL_FIX
-#undef PANEL_NARROW
+#undef PANEL_FINE
+#undef PANEL_APART
 #undef PANEL_SIGNED
-#undef Q_BIAS
-#undef W
-#undef X
-#undef codes4
-#undef token4
-#undef idot4
-#undef usigned4
-#undef udot4
+#undef idot8
 
 TARGET_END
 
@@ -190,8 +164,7 @@ const q35_kernels q35_kernels_avx512 = {.name = "avx512",
                                         ELEMENTWISE_MEMBERS,
                                         .dot_fixed = dot_fixed_avx512,
                                         .dot_pairs = dot_pairs_avx512,
-                                        PANEL_MEMBERS(_avx512),
-                                        .dot_packed = dot_packed_avx512};
+                                        PANEL_MEMBERS(_avx512)};
 
 /* ---- the same with products of int16 pairs added up in one instruction (AVX512-VNNI) ---- */
 
@@ -203,34 +176,13 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define PAIRS(op) op##_avx512vnni
 #include "pairs.inl"
 
-/* Bytes of tokens are unsigned here, 128 too large: a group's sum starts from what that adds. */
 #define PANEL(op) op##_avx512vnni
-#define PANEL_TOKENS 8 /* 8 sums, 8 numbers of f32, rows and a token */
-#define PANEL_FIX 1
-#define PANEL_NARROW 0
+#define PANEL_TOKENS 8 /* 8 integer sums, 8 of f32, 2 of rows and 2 of a token */
+#define PANEL_FINE 8   /* 8 integer sums more */
+#define PANEL_APART 0
 #define PANEL_SIGNED 0
-#define Q_BIAS 128
-#define W I
-#define X I
-#define codes4(v) (v)
-#define token4 ipair
-#define idot4(acc, w, x, low) _mm512_dpbusd_epi32(acc, x, w)
-#define usigned4(p) _mm512_xor_si512(ipair(p), iset8((char)Q_BIAS))
-#define udot4(acc, w, x, bits) ((void)(bits), _mm512_dpbusd_epi32(acc, w, x))
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    const I bias = _mm512_set1_epi8((char)Q_BIAS);
-    const size_t steps = panel->group / 4;
-    for (size_t g = 0; g < n / panel->group; g++) {
-        size_t column = g * panel->group;
-        const int8_t *codes =
-            panel->codes + column / Q35_GROUP * panel->code_stride + column % Q35_GROUP * Q35_PANEL;
-        I sum = izero();
-        for (size_t j = 0; j < steps; j++)
-            sum = _mm512_dpbusd_epi32(sum, bias, iload(codes + 64 * j));
-        istore(space->fix + g * Q35_PANEL, _mm512_sub_epi32(izero(), sum));
-    }
-    panel->fix = space->fix;
-}
+#define idot8(acc, w, x, v, z, bits) \
+    ((void)(bits), _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w, x), v, z))
 #include "panel.inl"
 
 TARGET_END
@@ -240,9 +192,7 @@ const q35_kernels q35_kernels_avx512vnni = {.name = "avx512vnni",
                                             ELEMENTWISE_MEMBERS,
                                             .dot_fixed = dot_fixed_avx512vnni,
                                             .dot_pairs = dot_pairs_avx512vnni,
-                                            PANEL_MEMBERS(_avx512vnni),
-                                            .dot_packed = dot_packed_avx512vnni};
-
+                                            PANEL_MEMBERS(_avx512vnni)};
 #else
 typedef int q35_no_avx512; /* ISO C wants a declaration in every file */
 #endif

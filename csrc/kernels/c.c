@@ -179,37 +179,37 @@ static inline float largest32(const float *x) {
 static inline int32_t nearest(float x) {
     return (int32_t)float_to_bits(x + 12582912.0f) - 0x4b400000;
 }
-static inline int32_t round16(uint8_t *q, const float *x, float a) {
+static inline int32_t round16(int8_t *q, const float *x, float a) {
     int32_t sum = 0;
     for (int i = 0; i < 16; i++) {
         int32_t code = nearest(x[i] * a);
-        q[i] = (uint8_t)code;
+        q[i] = (int8_t)code;
         sum += code;
     }
     return sum;
 }
-static inline int32_t round16_twice(uint8_t *q, uint8_t *low, const float *x, float a) {
+static inline int32_t round16_twice(int8_t *q, int8_t *low, const float *x, float a) {
     int32_t sum = 0;
     for (int i = 0; i < 16; i++) {
         float scaled = x[i] * a;
         int32_t code = nearest(scaled), rest = nearest((scaled - (float)code) * 256.0f);
         rest = rest > 127 ? 127 : rest;
-        q[i] = (uint8_t)code;
-        low[i] = (uint8_t)rest;
+        q[i] = (int8_t)code;
+        low[i] = (int8_t)rest;
         sum += 256 * code + rest;
     }
     return sum;
 }
-static inline void halves(float *y, const void *x) { expand_f16_c(y, x, Q35_PANEL); }
 #define PANEL(op) op##_c
-#define Q_BIAS 0
-#define PANEL_NARROW 0
-static void fix_panel_c(q35_panel *panel, q35_panel_space *space, size_t n) {
-    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
-}
-static void unpack_codes_c(int8_t *codes, const uint8_t *low, q35_packing p) {
+#define PANEL_TOKENS 1
+#define PANEL_FINE 1
+#include "quantize.inl"
+
+/* 32 columns of a record as they are multiplied. */
+static inline void unpack_codes(int8_t *codes, const uint8_t *low, q35_packing p) {
     const uint8_t *high = low + 256;
-    for (int j = 0; j < 8; j++)
+    if (p.bits == 8) memcpy(codes, low, Q35_GROUP * Q35_PANEL);
+    for (int j = 0; p.bits < 8 && j < 8; j++)
         for (int i = 0; i < 64; i++) {
             int code = low[64 * (j % 4) + i] >> j / 4 * 4 & 15;
             if (p.bits == 5) code |= (high[i] >> j & 1) << 4;
@@ -218,42 +218,80 @@ static void unpack_codes_c(int8_t *codes, const uint8_t *low, q35_packing p) {
         }
 }
 
-#include "unpack.inl"
-
 /* acc[r] += sum of the products of one group */
-static void multiply_group(int32_t acc[Q35_PANEL], const int8_t *codes, const uint8_t *q,
-                           size_t columns) {
-    const int8_t *x = (const int8_t *)q;
+static inline void multiply_group(int32_t acc[Q35_PANEL], const int8_t *codes, const int8_t *x,
+                                  size_t columns) {
     for (size_t j = 0; j < columns / 4; j++)
         for (size_t r = 0; r < Q35_PANEL; r++)
             for (size_t c = 0; c < 4; c++)
                 acc[r] += codes[(j * Q35_PANEL + r) * 4 + c] * x[4 * j + c];
 }
 
-static void dot_panel_c(float *sum, size_t ld, int add, const q35_panel *w,
-                        const q35_tokens *tokens, size_t T, size_t k0, size_t n) {
-    for (size_t t = 0; t < T; t++, sum += ld) {
-        if (!add) memset(sum, 0, Q35_PANEL * sizeof *sum);
-        for (size_t k = 0; k < n; k += w->group) {
-            const size_t at = t * tokens->columns + k0 + k, row = k / w->group * Q35_PANEL;
-            const q35_token_group *f = tokens->group + at / Q35_GROUP;
-            const int8_t *codes =
-                w->codes + k / Q35_GROUP * w->code_stride + k % Q35_GROUP * Q35_PANEL;
-            const float total = w->group == Q35_GROUP
-                                    ? f->sum
-                                    : f->scale * (float)f->part[k % Q35_GROUP / Q35_PART];
-            int32_t acc[Q35_PANEL] = {0};
-            multiply_group(acc, codes, tokens->q + at, w->group);
-            if (tokens->low) {
-                for (size_t r = 0; r < Q35_PANEL; r++) acc[r] *= 256;
-                multiply_group(acc, codes, tokens->low + at, w->group);
-            }
-            for (size_t r = 0; r < Q35_PANEL; r++) {
-                sum[r] += (float)acc[r] * (w->scale[row + r] * f->scale);
-                if (w->min) sum[r] += w->min[row + r] * total;
-            }
+/* sum [T, 16] += one group, columns k .. k + n of the tokens */
+static inline void add_group(float *sum, size_t ld, const int8_t *codes, const float *scale,
+                             const float *min, const q35_tokens *x, size_t k, size_t n) {
+    for (size_t t = 0; t < x->T; t++) {
+        const size_t at = t * x->columns + k;
+        const q35_token_group *f = x->group + at / Q35_GROUP;
+        const float half = -f->scale * (float)f->less[k % Q35_GROUP / Q35_PART];
+        int32_t acc[Q35_PANEL] = {0};
+        multiply_group(acc, codes, x->q + at, n);
+        if (x->low) {
+            for (size_t r = 0; r < Q35_PANEL; r++) acc[r] *= 256;
+            multiply_group(acc, codes, x->low + at, n);
+        }
+        for (size_t r = 0; r < Q35_PANEL; r++) {
+            sum[t * ld + r] += (float)acc[r] * (scale[r] * f->scale);
+            if (min) sum[t * ld + r] += min[r] * (n == Q35_GROUP ? f->sum : half);
         }
     }
+}
+
+static void clear_sums(float *sum, size_t ld, size_t T) {
+    for (size_t t = 0; t < T; t++) memset(sum + t * ld, 0, Q35_PANEL * sizeof *sum);
+}
+
+static inline __attribute__((always_inline)) void dot_records(float *sum, size_t ld, int add,
+                                                              const uint8_t *packed,
+                                                              const q35_tokens *tokens, size_t k,
+                                                              size_t n, const q35_packing p) {
+    const q35_record r = q35_record_of(p);
+    int8_t codes[Q35_GROUP * Q35_PANEL];
+    if (!add) clear_sums(sum, ld, tokens->T);
+    for (size_t i = 0; i < n; i += p.group) {
+        const uint8_t *record = packed + i / r.columns * r.bytes;
+        const size_t g = i % r.columns / p.group * Q35_PANEL;
+        float scale[Q35_PANEL], min[Q35_PANEL];
+        expand_f16_c(scale, record, Q35_PANEL);
+        if (p.mins) expand_f16_c(min, record + r.dmin, Q35_PANEL);
+        for (size_t row = 0; row < Q35_PANEL; row++) {
+            if (p.scaled) scale[row] *= (float)(int8_t)record[r.scales + g + row];
+            if (p.mins) min[row] *= p.scaled ? -(float)record[r.mins + g + row] : -1.0f;
+        }
+        if (i % Q35_GROUP == 0)
+            unpack_codes(codes, record + r.codes + i % r.columns / Q35_GROUP * r.code_bytes, p);
+        add_group(sum, ld, codes + i % Q35_GROUP * Q35_PANEL, scale, p.mins ? min : NULL, tokens,
+                  k + i, p.group);
+    }
+}
+
+static void dot_packed_c(float *sum, size_t ld, int add, q35_dtype dtype, const void *packed,
+                         const q35_tokens *tokens, size_t k, size_t n) {
+#define RECORDS(type) \
+    case type: dot_records(sum, ld, add, packed, tokens, k, n, q35_packing_of(type)); break
+    switch (dtype) { /* each a copy of its own, in which the layout is constant */
+        Q35_PACKED_TYPES(RECORDS)
+    default: break; /* not packed: q35_packing_of says so */
+    }
+#undef RECORDS
+}
+
+static void dot_panel_c(float *sum, size_t ld, int add, const q35_panel *w,
+                        const q35_tokens *tokens, size_t k, size_t n) {
+    if (!add) clear_sums(sum, ld, tokens->T);
+    for (size_t i = 0; i < n; i += Q35_PART)
+        add_group(sum, ld, w->codes + i * Q35_PANEL, w->scale + i, w->min + i, tokens, k + i,
+                  Q35_PART);
 }
 
 const q35_kernels q35_kernels_c = {

@@ -80,22 +80,16 @@ typedef void q35_delta_fn(float *out, size_t ldo, float *state, const float *q, 
  */
 typedef void q35_quantize_fn(const q35_tokens *tokens, size_t t, const float *x);
 
-/* Columns of one panel, n a multiple of the record and at most Q35_PIECE, from where they lie
-   packed to where dot_panel reads them. */
-typedef void q35_unpack_fn(q35_panel *panel, q35_panel_space *space, q35_dtype dtype,
-                           const void *packed, size_t n);
-
 /* sum[t, r] = (add ? sum[t, r] : 0) + sum_k w[r, k] x[t, k]        sum [T, 16], ld elements apart;
-   w the panel's n columns, which meet columns k .. k + n of the tokens. The integer sums of a group
-   are exact; groups are added up in their order, so that bits do not depend on how columns are cut
-   into pieces. */
-typedef void q35_dot_panel_fn(float *sum, size_t ld, int add, const q35_panel *panel,
-                              const q35_tokens *tokens, size_t T, size_t k, size_t n);
+   w n columns of 16 rows as records, which meet columns k .. k + n of the tokens; n a multiple of
+   the record. The integer sums of a group are exact; groups are added up in their order, so that
+   bits do not depend on how columns are cut into pieces. */
+typedef void q35_dot_packed_fn(float *sum, size_t ld, int add, q35_dtype dtype, const void *packed,
+                               const q35_tokens *tokens, size_t k, size_t n);
 
-/* sum [16] = what dot_panel gives, to the bit, for all columns of the first token, from where the
-   panel lies packed. */
-typedef void q35_dot_packed_fn(float *sum, q35_dtype dtype, const void *packed,
-                               const q35_tokens *token);
+/* The same from a panel, n a multiple of 32. */
+typedef void q35_dot_panel_fn(float *sum, size_t ld, int add, const q35_panel *panel,
+                              const q35_tokens *tokens, size_t k, size_t n);
 
 typedef struct q35_kernels {
     const char *name;
@@ -112,11 +106,8 @@ typedef struct q35_kernels {
     q35_fix_all_fn *fix_all;
     q35_dot_pairs_fn *dot_pairs;
     q35_quantize_fn *quantize;
-    q35_unpack_fn *unpack;
-    /* What of a panel does not come from packed records: the integers that its sums start from. */
-    void (*fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n);
+    q35_dot_packed_fn *dot_packed;
     q35_dot_panel_fn *dot_panel;
-    q35_dot_packed_fn *dot_packed; /* NULL: unpack and dot_panel are as good */
 
     /* y = x * rsqrt(mean(x^2) + eps) * scale        y may be x */
     void (*rms_norm)(float *y, const float *x, const float *scale, float eps, size_t n);

@@ -92,12 +92,11 @@ INLINE I ipair(const void *p) {
     return vdupq_n_s32(pair);
 }
 INLINE V itof(I v) { return vcvtq_f32_s32(v); }
-INLINE I iset(int32_t a) { return vdupq_n_s32(a); }
 INLINE I iset8(char a) { return of_bytes(vdupq_n_s8((int8_t)a)); }
 INLINE I isub8(I a, I b) { return of_bytes(vsubq_s8(bytes_of(a), bytes_of(b))); }
 INLINE I iand(I a, I b) { return vandq_s32(a, b); }
 INLINE I imerge(I a, I b, I m) { return vorrq_s32(a, vandq_s32(b, m)); }
-INLINE I ishl8(I a) { return vshlq_n_s32(a, 8); }
+INLINE I ishl32(I a, const int n) { return a << n; }
 INLINE I iadd(I a, I b) { return vaddq_s32(a, b); }
 INLINE I ishl(I a, const int n) { return (I)(vreinterpretq_u16_s32(a) << (uint16_t)n); }
 INLINE I ishr(I a, const int n) { return (I)(vreinterpretq_u16_s32(a) >> (uint16_t)n); }
@@ -114,19 +113,19 @@ INLINE float largest32(const float *x) {
     for (int i = 0; i < 32; i += LANES) top = vmax(top, vabsq_f32(vload(x + i)));
     return vlargest(top);
 }
-INLINE int32_t put16(uint8_t *q, const I code[4]) {
+INLINE int32_t put16(int8_t *q, const I code[4]) {
     int16x8_t low = vcombine_s16(vqmovn_s32(code[0]), vqmovn_s32(code[1]));
     int16x8_t high = vcombine_s16(vqmovn_s32(code[2]), vqmovn_s32(code[3]));
     int8x16_t bytes = vcombine_s8(vqmovn_s16(low), vqmovn_s16(high));
-    vst1q_s8((int8_t *)q, bytes);
+    vst1q_s8(q, bytes);
     return vaddlvq_s8(bytes);
 }
-INLINE int32_t round16(uint8_t *q, const float *x, float a) {
+INLINE int32_t round16(int8_t *q, const float *x, float a) {
     I code[4];
     for (int h = 0; h < 4; h++) code[h] = vcvtnq_s32_f32(vmul(vload(x + h * LANES), vset(a)));
     return put16(q, code);
 }
-INLINE int32_t round16_twice(uint8_t *q, uint8_t *low, const float *x, float a) {
+INLINE int32_t round16_twice(int8_t *q, int8_t *low, const float *x, float a) {
     I code[4], rest[4]; /* put16 saturates at 127 */
     for (int h = 0; h < 4; h++) {
         V scaled = vmul(vload(x + h * LANES), vset(a));
@@ -140,17 +139,16 @@ INLINE void halves(float *y, const void *x) {
     for (size_t i = 0; i < Q35_PANEL; i += LANES) vstore(y + i, vload_as(x, i, Q35_F16));
 }
 
-/* Four products a lane by way of int16. Pairs of them fit but for -128 x -128 twice, and of a
-   token's bytes only those in `low` reach -128. */
-INLINE I dot_signed(I acc, I w, I x, const int low) {
+/* Four products a lane by way of int16. Pairs of them fit but for -128 x -128 twice. */
+INLINE I dot_signed(I acc, I w, I x) {
     int8x16_t a = bytes_of(w), b = bytes_of(x);
     int16x8_t first = vmull_s8(vget_low_s8(a), vget_low_s8(b)), second = vmull_high_s8(a, b);
-    if (!low) return vpadalq_s16(acc, vpaddq_s16(first, second));
     return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)));
 }
 
-/* Of two steps, and codes of at most 6 bits: 4 x 63 x 128 still fits 16 bits. */
-INLINE I dot_narrow(I acc, I w, I x, I v, I z) {
+/* Of two steps. Where codes have at most 6 bits 4 x 63 x 128 still fits 16. */
+INLINE I dot_two(I acc, I w, I x, I v, I z, const int bits) {
+    if (bits == 8) return dot_signed(dot_signed(acc, w, x), v, z);
     int8x16_t a = bytes_of(w), b = bytes_of(x), c = bytes_of(v), d = bytes_of(z);
     int16x8_t first = vmull_s8(vget_low_s8(a), vget_low_s8(b)), second = vmull_high_s8(a, b);
     first = vmlal_s8(first, vget_low_s8(c), vget_low_s8(d));
@@ -170,33 +168,19 @@ INLINE I idot(I acc, I a, I b) {
 
 #define PANEL(op) op##_neon
 #define PANEL_TOKENS 4 /* 4 x 4 sums, 4 of rows, a token and two products */
-#define PANEL_FIX 0
-#define PANEL_NARROW 1
-#define idot8 dot_narrow
+#define PANEL_FINE 2
+#define PANEL_APART 1
 #define PANEL_SIGNED 1
-#define Q_BIAS 0
-#define W I
-#define X I
-#define codes4(v) (v)
-#define token4 ipair
-#define idot4 dot_signed
-#define usigned4 ipair
-#define udot4(acc, w, x, bits) dot_signed(acc, w, x, (bits) == 8)
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
-}
+#define idot8 dot_two
 #include "panel.inl"
 #undef PANEL
-#undef PANEL_NARROW
-#undef idot4
-#undef udot4
+#undef idot8
 
 const q35_kernels q35_kernels_neon = {.name = "neon",
+                                      .dot_pairs = dot_pairs_neon,
                                       SIMD_MEMBERS,
                                       ELEMENTWISE_MEMBERS,
-                                      .dot_pairs = dot_pairs_neon,
-                                      PANEL_MEMBERS(_neon),
-                                      .dot_packed = dot_packed_neon};
+                                      PANEL_MEMBERS(_neon)};
 
 /* ---- the same with four products of bytes added up in one instruction (dotprod) ---- */
 
@@ -213,22 +197,16 @@ INLINE I dot_four(I acc, I w, I x) {
 }
 
 #define PANEL(op) op##_neondotprod
-#define PANEL_NARROW 0
-#define idot4(acc, w, x, low) dot_four(acc, w, x)
-#define udot4(acc, w, x, bits) ((void)(bits), dot_four(acc, w, x))
-static void PANEL(fix_panel)(q35_panel *panel, q35_panel_space *space, size_t n) {
-    (void)panel, (void)space, (void)n; /* signed by signed bytes: there is nothing to mend */
-}
+#define idot8(acc, w, x, v, z, bits) ((void)(bits), dot_four(dot_four(acc, w, x), v, z))
 #include "panel.inl"
 
 TARGET_END
 
 const q35_kernels q35_kernels_neondotprod = {.name = "neondotprod",
+                                             .dot_pairs = dot_pairs_neon,
                                              SIMD_MEMBERS,
                                              ELEMENTWISE_MEMBERS,
-                                             .dot_pairs = dot_pairs_neon,
-                                             PANEL_MEMBERS(_neondotprod),
-                                             .dot_packed = dot_packed_neondotprod};
+                                             PANEL_MEMBERS(_neondotprod)};
 #else
 typedef int q35_no_neon; /* ISO C wants a declaration in every file */
 #endif

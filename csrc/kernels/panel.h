@@ -11,8 +11,8 @@
  * bits, byte i of vector v < 4 holds the low nibbles of steps v and v + 4; then bit j of byte i is
  * the fifth bit of step j (bits = 5), or bits 2 (j / 2) of vector j % 2 are the fifth and sixth.
  *
- * Unpacked, codes are signed bytes and scales are f32, a piece of columns at a time, in a buffer
- * that stays in the first-level cache. */
+ * Types that are not packed become signed bytes and f32 scales of 16 columns, a piece of columns at
+ * a time, in a buffer that stays in the first-level cache. */
 #ifndef Q35_PANEL_H
 #define Q35_PANEL_H
 
@@ -20,22 +20,33 @@
 
 #define Q35_PANEL 16   /* rows */
 #define Q35_GROUP 32   /* columns that share one scale of a token */
-#define Q35_PIECE 1024 /* columns unpacked at once, at most */
+#define Q35_PIECE 1024 /* columns multiplied at once, at most */
 
 /* What goes with 32 columns of a token as integers. */
 typedef struct q35_token_group {
     float scale;     /* a number is scale times its integer */
     float sum;       /* of the 32 numbers */
-    int32_t part[2]; /* sums of the integers of each half */
+    int32_t less[3]; /* sums of the integers of each half, and of both, negated */
 } q35_token_group;
 
-/* Tokens as integers: of 8 bits, q; or of 16 where `low` is not NULL, 256 q + low. Where the
-   processor multiplies unsigned by signed bytes both are stored with 128 added. */
+/* Tokens as integers: of 8 bits, q; or of 16 where `low` is not NULL, 256 q + low. Those that a
+   target's kernels multiply together lie interleaved: of each in turn four columns, and one group.
+   Such tiles follow each other: as many of the target's size as there are, then smaller ones. */
 typedef struct q35_tokens {
-    uint8_t *q, *low;       /* [T, columns], |q| <= 127 */
-    q35_token_group *group; /* [T, columns / 32] */
-    size_t columns;         /* a multiple of 32 */
+    int8_t *q, *low;        /* [tiles, columns / 4, tokens of the tile, 4], |q| <= 127 */
+    q35_token_group *group; /* [tiles, columns / 32, tokens of the tile] */
+    size_t T, columns;      /* a multiple of 32 */
 } q35_tokens;
+
+/* Tokens of the tile that token t is in, a power of two up to `most`; *first is its first. */
+static inline size_t q35_tile_of(size_t *first, size_t t, size_t T, size_t most) {
+    *first = t / most * most;
+    while (*first + most > T || t >= *first + most) {
+        if (t >= *first + most) *first += most;
+        most /= 2;
+    }
+    return most;
+}
 
 /* How a block type lies in a record. */
 typedef struct q35_packing {
@@ -79,21 +90,10 @@ static inline q35_packing q35_packing_of(q35_dtype dtype) {
 
 /* 16 rows, some columns of them. */
 typedef struct q35_panel {
-    const int8_t *codes;
-    size_t code_stride;       /* bytes from 32 columns to the next: 512 where there are no gaps */
-    const float *scale, *min; /* [columns / group, 16]; min, to be added, may be NULL */
-    const int32_t *fix;       /* [columns / group, 16] what integer sums start from, or NULL: 0 */
-    size_t group;
-    int narrow; /* codes are unsigned, below 64, and `offset` too large */
-    int offset;
-} q35_panel;
-
-/* Where one panel is unpacked to. */
-typedef struct q35_panel_space {
     int8_t codes[Q35_PIECE * Q35_PANEL];
-    float scale[Q35_PIECE / Q35_PART * Q35_PANEL], min[Q35_PIECE / Q35_PART * Q35_PANEL];
-    int32_t fix[Q35_PIECE / Q35_PART * Q35_PANEL];
-} q35_panel_space;
+    float scale[Q35_PIECE / Q35_PART * Q35_PANEL]; /* [columns / 16, 16] */
+    float min[Q35_PIECE / Q35_PART * Q35_PANEL];   /* to be added */
+} q35_panel;
 
 /* A record's parts, in bytes from its start. */
 typedef struct q35_record {
@@ -112,8 +112,7 @@ static inline q35_record q35_record_of(q35_packing p) {
 }
 
 /* The table's members that a target with these kernels fills. */
-#define PANEL_MEMBERS(suffix)                                                               \
-    .quantize = quantize##suffix, .unpack = unpack##suffix, .fix_panel = fix_panel##suffix, \
-    .dot_panel = dot_panel##suffix
+#define PANEL_MEMBERS(suffix) \
+    .quantize = quantize##suffix, .dot_panel = dot_panel##suffix, .dot_packed = dot_packed##suffix
 
 #endif

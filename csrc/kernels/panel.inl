@@ -1,28 +1,31 @@
-/* panel.inl: products of panels and tokens in 8 bits, written once for every vector width and
- * instruction. Needs what simd.inl needs, and of the includer:
+/* panel.inl: products of panels and tokens as integers, written once for every vector width and
+ * instruction. Codes are taken apart in registers, anew for the tokens of every tile. Where that
+ * takes time from the products (PANEL_APART) many tokens find them taken apart in the first-level
+ * cache. Needs what simd.inl needs, and of the includer:
  *
  *   PANEL(op)                 its own name of a function
- *   PANEL_TOKENS              tokens of a register tile: 8 or 4
- *   PANEL_FIX                 whether integer sums start from panel->fix
- *   PANEL_NARROW              whether codes of at most 6 bits stay unsigned and go by two steps:
- *   idot8(acc, w, x, v, z)    acc + w x + v z, w and v as they are loaded, x and z of usigned4
- *   PANEL_SIGNED              whether udot4 takes both factors signed
+ *   PANEL_TOKENS, PANEL_FINE  tokens of a register tile, of 8 bits and of 16: 8, 4 or 2
+ *   PANEL_SIGNED              whether idot8 takes both factors signed where they have 8 bits
+ *   PANEL_APART               whether codes are taken apart beforehand for two tiles and more
  *   I, izero, iload, istore   vector of LANES int32, or of LANES times four bytes
- *   iset, iset8, isub8, itof  from one int32, from one byte; difference of bytes; int32 as f32
- *   iadd, ishl8               sums of int32; 256 times them
+ *   iset8, isub8, itof        from one byte; difference of bytes; int32 as f32
+ *   iadd, ishl32              sums of int32; their shifts
  *   ishl, ishr                shifts of 16-bit lanes
  *   iand, imerge(a, b, m)     a & b; a | b & m
  *   ibytes(p)                 LANES int8 as f32
  *   ilevels(v)                q35_iq4_levels of bytes 0 to 15
- *   W, codes4(v)              signed bytes of LANES rows, ready to be multiplied
- *   X, token4(p)              four bytes of a token, in all lanes
- *   idot4(acc, w, x, low)     acc + sum of four products, exact; low: x may hold -128
- *   and for a single token, whose codes are not negative:
- *   usigned4(p)               four bytes of a token without the bias, in all lanes
- *   udot4(acc, w, x, bits)    as idot4, w unsigned of so many bits (PANEL_SIGNED: signed where it
- *                             has 8), x signed */
+ *   ipair(p)                  four bytes of a token, in all lanes
+ *   idot8(acc, w, x, v, z, bits)   acc + sums of the four products of w x and of v z, exact; w and
+ *                             v are unsigned and have so many bits (PANEL_SIGNED: signed where they
+ *                             have 8), x and z are signed */
 
 #define PARTS (Q35_PANEL / LANES)
+#define AHEAD 4096 /* bytes of codes that are asked for before their turn */
+#define APART 256  /* columns taken apart at once */
+
+#include "quantize.inl"
+
+ALWAYS int PANEL(log2)(const int power) { return 31 - __builtin_clz((unsigned)power); }
 
 /* Step j of 32 columns as unsigned bytes, rows of part c. */
 ALWAYS I PANEL(stored)(const uint8_t *x, const int j, const int c, const int bits) {
@@ -35,231 +38,248 @@ ALWAYS I PANEL(stored)(const uint8_t *x, const int j, const int c, const int bit
     return imerge(code, up >= 0 ? ishl(high, up) : ishr(high, -up), iset8(bits == 5 ? 16 : 48));
 }
 
-ALWAYS void PANEL(unpack_codes)(int8_t *codes, const uint8_t *x, const q35_packing p) {
-    for (int j = 0; j < 8; j++)
+/* The same, ready to be multiplied; they are already where they lie apart. */
+ALWAYS I PANEL(code)(const uint8_t *x, const int j, const int c, const q35_packing p,
+                     const int apart) {
+    if (apart) return iload(x + 64 * j + c * 4 * LANES);
+    I code = PANEL(stored)(x, j, c, p.bits);
+    if (p.leveled) code = ilevels(code);
+    if ((p.bits == 8 || p.leveled) && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
+    return code;
+}
+
+/* One group of 16 rows against a tile of T tokens: of columns k .. k + 32 those from step `first`
+   on. Codes stay unsigned, and the tokens' sums mend the offset. */
+ALWAYS void PANEL(group)(V sum[PANEL_TOKENS][PARTS], const uint8_t *codes, const V scale[PARTS],
+                         const q35_tokens *x, size_t k, const int first, const q35_packing p,
+                         const int apart, const int fine, const int T) {
+    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
+    const int offset = !wide ? p.offset : PANEL_SIGNED ? 0 : 128;
+    const int bits = wide ? 8 : p.bits, steps = p.group / 4;
+    const q35_token_group *own = x->group + k / Q35_GROUP * (size_t)T;
+    const int8_t *q = x->q + k * (size_t)T, *rest = fine ? x->low + k * (size_t)T : NULL;
+    I acc[PANEL_TOKENS][PARTS], low[PANEL_TOKENS][PARTS];
+    for (int t = 0; t < T; t++) {
+        I mend = izero();
+        if (offset)
+            mend = ishl32(ipair(own[t].less + (steps == 8 ? 2 : first / 4)), PANEL(log2)(offset));
         for (int c = 0; c < PARTS; c++) {
-            I code = PANEL(stored)(x, j, c, p.bits);
-            if (p.leveled) code = ilevels(code);
-            if (p.offset && !PANEL_NARROW) code = isub8(code, iset8((char)p.offset));
-            istore(codes + 64 * j + c * 4 * LANES, code);
-        }
-}
-
-#include "unpack.inl"
-
-/* What a group's integer sums are worth. */
-ALWAYS V PANEL(add_group)(V sum, I acc, V scale, float token_scale) {
-    return vfma(itof(acc), vmul(scale, vset(token_scale)), sum);
-}
-
-/* acc + products of the bytes of T tokens and 16 rows, in `steps` of four columns */
-ALWAYS void PANEL(panel_steps)(I acc[PANEL_TOKENS][PARTS], const int8_t *codes, const uint8_t *q,
-                               size_t columns, const int steps, const int low, const int narrow,
-                               const int T) {
-    (void)low, (void)narrow; /* not every target asks */
-#if PANEL_NARROW
-    for (int j = 0; narrow && j < steps; j += 2) {
-        I w[2 * PARTS];
-        for (int c = 0; c < 2 * PARTS; c++) w[c] = iload(codes + (j * PARTS + c) * 4 * LANES);
-        for (int t = 0; t < T; t++) {
-            const uint8_t *bytes = q + (size_t)t * columns + 4 * j;
-            I x = usigned4(bytes), z = usigned4(bytes + 4);
-            for (int c = 0; c < PARTS; c++) acc[t][c] = idot8(acc[t][c], w[c], x, w[PARTS + c], z);
+            low[t][c] = mend;
+            acc[t][c] = fine ? izero() : mend;
         }
     }
-    if (narrow) return;
-#endif
-    for (int j = 0; j < steps; j++) {
-        W w[PARTS];
-        for (int c = 0; c < PARTS; c++) w[c] = codes4(iload(codes + (j * PARTS + c) * 4 * LANES));
+    for (int j = first; j < first + steps; j += 2) {
+        I w[PARTS], v[PARTS];
+        for (int c = 0; c < PARTS; c++) {
+            w[c] = PANEL(code)(codes, j, c, p, apart);
+            v[c] = PANEL(code)(codes, j + 1, c, p, apart);
+        }
         for (int t = 0; t < T; t++) {
-            X x = token4(q + (size_t)t * columns + 4 * j);
-            for (int c = 0; c < PARTS; c++) acc[t][c] = idot4(acc[t][c], w[c], x, low);
+            const int at = 4 * (j * T + t), next = at + 4 * T;
+            I a = ipair(q + at), b = ipair(q + next);
+            for (int c = 0; c < PARTS; c++) acc[t][c] = idot8(acc[t][c], w[c], a, v[c], b, bits);
+            if (!fine) continue;
+            a = ipair(rest + at), b = ipair(rest + next);
+            for (int c = 0; c < PARTS; c++) low[t][c] = idot8(low[t][c], w[c], a, v[c], b, bits);
         }
     }
-}
-
-/* One group of 16 rows against T tokens: columns k .. k + 4 steps of theirs. */
-ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const int8_t *codes, const float *scale,
-                               const float *min, const int32_t *fix, int offset,
-                               const q35_tokens *x, size_t k, const int steps, const int fine,
-                               const int narrow, const int T) {
-    const size_t columns = x->columns, groups = columns / Q35_GROUP;
-    const q35_token_group *group = x->group + k / Q35_GROUP;
-    I acc[PANEL_TOKENS][PARTS];
     for (int t = 0; t < T; t++)
-        for (int c = 0; c < PARTS; c++) acc[t][c] = fix ? iload(fix + c * LANES) : izero();
-    PANEL(panel_steps)(acc, codes, x->q + k, columns, steps, 0, narrow, T);
-    if (fine) {
-        for (int t = 0; t < T; t++)
-            for (int c = 0; c < PARTS; c++) {
-                acc[t][c] = ishl8(acc[t][c]);
-                if (fix) acc[t][c] = iadd(acc[t][c], iload(fix + c * LANES));
-            }
-        PANEL(panel_steps)(acc, codes, x->low + k, columns, steps, 1, narrow, T);
-    }
-    for (int t = 0; narrow && offset && t < T; t++) {
-        const int32_t *part = group[(size_t)t * groups].part;
-        I mend = iset(-offset * (steps == 8 ? part[0] + part[1] : part[k % Q35_GROUP / Q35_PART]));
-        for (int c = 0; c < PARTS; c++) acc[t][c] = iadd(acc[t][c], mend);
-    }
-    for (int c = 0; c < PARTS; c++) {
-        V s = vload(scale + c * LANES);
-        for (int t = 0; t < T; t++)
-            sum[t][c] = PANEL(add_group)(sum[t][c], acc[t][c], s, group[(size_t)t * groups].scale);
-    }
-    for (int t = 0; min && t < T; t++) {
-        const q35_token_group *own = group + (size_t)t * groups;
-        float half = own->scale * (float)own->part[k % Q35_GROUP / Q35_PART];
-        V total = vset(steps == 8 ? own->sum : half);
-        for (int c = 0; c < PARTS; c++) sum[t][c] = vfma(vload(min + c * LANES), total, sum[t][c]);
+        for (int c = 0; c < PARTS; c++) {
+            if (fine) acc[t][c] = iadd(ishl32(acc[t][c], 8), low[t][c]);
+            sum[t][c] = vfma(itof(acc[t][c]), vmul(scale[c], vset(own[t].scale)), sum[t][c]);
+        }
+}
+
+/* sum += min times the tokens' own sums of columns k .. k + 32, or of the half from step `first` */
+ALWAYS void PANEL(add_mins)(V sum[PANEL_TOKENS][PARTS], const V min[PARTS], const q35_tokens *x,
+                            size_t k, const int first, const int halved, const int T) {
+    const q35_token_group *own = x->group + k / Q35_GROUP * (size_t)T;
+    for (int t = 0; t < T; t++) {
+        const V total = vset(halved ? -own[t].scale * (float)own[t].less[first / 4] : own[t].sum);
+        for (int c = 0; c < PARTS; c++) sum[t][c] = vfma(min[c], total, sum[t][c]);
     }
 }
 
-ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, const q35_tokens *x,
-                              size_t k, size_t n, const int halved, const int with_min,
-                              const int fine, const int narrow, const int T) {
-    const size_t columns = halved ? 16 : 32;
-    V sum[PANEL_TOKENS][PARTS];
+ALWAYS void PANEL(load_sums)(V sum[PANEL_TOKENS][PARTS], const float *y, size_t ld, int add,
+                             const int T) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < PARTS; c++)
             sum[t][c] = add ? vload(y + (size_t)t * ld + c * LANES) : vzero();
-    for (size_t g = 0; g < n / columns; g++) {
-        const size_t at = g * Q35_PANEL, column = g * columns;
-        const int8_t *codes =
-            w->codes + column / Q35_GROUP * w->code_stride + column % Q35_GROUP * Q35_PANEL;
-        PANEL(panel_group)
-        (sum, codes, w->scale + at, with_min ? w->min + at : NULL, PANEL_FIX ? w->fix + at : NULL,
-         w->offset, x, k + column, halved ? 4 : 8, fine, narrow, T);
-    }
+}
+
+ALWAYS void PANEL(store_sums)(float *y, size_t ld, V sum[PANEL_TOKENS][PARTS], const int T) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < PARTS; c++) vstore(y + (size_t)t * ld + c * LANES, sum[t][c]);
 }
 
-ALWAYS void PANEL(panel_tokens)(float *sum, size_t ld, int add, const q35_panel *w,
-                                const q35_tokens *x, size_t k, size_t n, const int fine,
-                                const int narrow, const int T) {
-    if (w->group == 16 && w->min)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 1, fine, narrow, T);
-    else if (w->group == 16)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 1, 0, fine, narrow, T);
-    else if (w->min)
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 1, fine, narrow, T);
-    else
-        PANEL(panel_tile)(sum, ld, add, w, x, k, n, 0, 0, fine, narrow, T);
-}
-
-ALWAYS void PANEL(panel_all)(float *sum, size_t ld, int add, const q35_panel *w, q35_tokens x,
-                             size_t T, size_t k, size_t n, const int fine, const int narrow) {
-    size_t t = 0;
-#define TOKENS(count)                                                                 \
-    for (; t + (count) <= T; t += (count)) {                                          \
-        PANEL(panel_tokens)(sum + t * ld, ld, add, w, &x, k, n, fine, narrow, count); \
-        x.q += (count) * x.columns;                                                   \
-        x.low += fine ? (count) * x.columns : 0;                                      \
-        x.group += (count) * (x.columns / Q35_GROUP);                                 \
+/* Calls tile(y, x, count) for the tokens of a call, `most` at a time, then by smaller tiles. */
+#define TILE(count)                                             \
+    for (; x.T >= (count) && (count) <= most; x.T -= (count)) { \
+        CALL(count);                                            \
+        y += (count) * ld;                                      \
+        x.q += (count) * x.columns;                             \
+        x.low += fine ? (count) * x.columns : 0;                \
+        x.group += (count) * (x.columns / Q35_GROUP);           \
     }
-    TOKENS(PANEL_TOKENS)
-#if PANEL_TOKENS > 4
-    TOKENS(4)
-#endif
-    TOKENS(2)
-    TOKENS(1)
-#undef TOKENS
+#define TILES TILE(8) TILE(4) TILE(2) TILE(1)
+
+/* ---- from packed records ---- */
+
+/* What comes a little later, for memory would wait while several tokens are multiplied or codes
+   of six bits put together. Where it is read without a pause the processor guesses better. */
+ALWAYS void PANEL(ask_ahead)(const uint8_t *codes, const size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + AHEAD + i);
 }
 
-static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
-                             const q35_tokens *tokens, size_t T, size_t k, size_t n) {
-    if (PANEL_NARROW && w->narrow && tokens->low)
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1, 1);
-    else if (PANEL_NARROW && w->narrow)
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0, 1);
-    else if (tokens->low)
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 1, 0);
-    else
-        PANEL(panel_all)(sum, ld, add, w, *tokens, T, k, n, 0, 0);
-}
-
-/* ---- one token, from packed records: nothing is stored on the way ---- */
-
-/* One group, columns k .. k + 4 steps: codes stay as they are stored, and the token's sum mends the
-   offset. Both bytes of a fine token meet a code once it is taken apart. */
-ALWAYS void PANEL(packed_group)(V sum[PARTS], const uint8_t *codes, const V scale[PARTS],
-                                const q35_tokens *x, size_t k, const q35_packing p,
-                                const int fine) {
-    const int wide = p.bits == 8 || p.leveled; /* signed bytes, which may become unsigned */
-    const int offset = !wide ? p.offset : PANEL_SIGNED ? 0 : 128;
-    const int bits = wide ? 8 : p.bits, steps = p.group / 4;
-    const int first = k % Q35_GROUP ? 4 : 0;
-    const q35_token_group *group = x->group + k / Q35_GROUP;
-    const int32_t total = steps == 8 ? group->part[0] + group->part[1] : group->part[first / 4];
-    I acc[PARTS], low[PARTS];
-    for (int c = 0; c < PARTS; c++) acc[c] = low[c] = izero();
-    for (int j = 0; j < steps; j++) {
-        I q = usigned4(x->q + k + 4 * j), rest = q;
-        if (fine) rest = usigned4(x->low + k + 4 * j);
-        for (int c = 0; c < PARTS; c++) {
-            I code = PANEL(stored)(codes, first + j, c, p.bits);
-            if (p.leveled) code = ilevels(code);
-            if (wide && !PANEL_SIGNED) code = isub8(code, iset8((char)128));
-            acc[c] = udot4(acc[c], code, q, bits);
-            if (fine) low[c] = udot4(low[c], code, rest, bits);
-        }
-    }
+/* The g-th group of a record, and its mins; from step `first` of 32 columns on. `bytes`: its codes,
+   where they lie apart. */
+ALWAYS void PANEL(packed_group)(V sum[PANEL_TOKENS][PARTS], const uint8_t *record,
+                                const uint8_t *bytes, const float *d, const float *dmin, size_t g,
+                                const q35_tokens *x, size_t k, const int first, const q35_packing p,
+                                const int apart, const int fine, const int T) {
+    const q35_record r = q35_record_of(p);
+    const size_t column = g * p.group / Q35_GROUP * Q35_GROUP;
+    const uint8_t *codes = record + r.codes + column / Q35_GROUP * r.code_bytes;
+    if (!apart && first == 0 && (T >= 4 || p.bits == 6)) PANEL(ask_ahead)(codes, r.code_bytes);
+    const int8_t *scales = (const int8_t *)record + r.scales + g * Q35_PANEL;
+    const int8_t *mins = (const int8_t *)record + r.mins + g * Q35_PANEL; /* below 64 */
+    V scale[PARTS], min[PARTS];
     for (int c = 0; c < PARTS; c++) {
-        if (fine) acc[c] = iadd(ishl8(acc[c]), low[c]);
-        if (offset) acc[c] = iadd(acc[c], iset(-offset * total));
-        sum[c] = PANEL(add_group)(sum[c], acc[c], scale[c], group->scale);
+        scale[c] = vload(d + c * LANES);
+        if (p.scaled) scale[c] = vmul(scale[c], ibytes(scales + c * LANES));
+        if (p.mins) min[c] = vsub(vzero(), vload(dmin + c * LANES));
+        if (p.mins && p.scaled) min[c] = vmul(min[c], ibytes(mins + c * LANES));
     }
+    if (apart) codes = bytes + column * Q35_PANEL;
+    PANEL(group)(sum, codes, scale, x, k + column, first, p, apart, fine, T);
+    if (p.mins) PANEL(add_mins)(sum, min, x, k + column, first, 0, T);
 }
 
-ALWAYS void PANEL(packed_record)(V sum[PARTS], const uint8_t *record, const q35_tokens *x, size_t k,
-                                 const q35_packing p, const int fine) {
+ALWAYS void PANEL(packed_record)(V sum[PANEL_TOKENS][PARTS], const uint8_t *record,
+                                 const uint8_t *bytes, const q35_tokens *x, size_t k,
+                                 const q35_packing p, const int apart, const int fine,
+                                 const int T) {
     const q35_record r = q35_record_of(p);
     float d[Q35_PANEL], dmin[Q35_PANEL];
     halves(d, record);
     if (p.mins) halves(dmin, record + r.dmin);
-    for (size_t g = 0; g < r.columns / p.group; g++) {
-        const size_t column = g * p.group;
-        const int8_t *scales = (const int8_t *)record + r.scales + g * Q35_PANEL;
-        const int8_t *mins = (const int8_t *)record + r.mins + g * Q35_PANEL; /* below 64 */
-        V scale[PARTS];
-        for (int c = 0; c < PARTS; c++) {
-            scale[c] = vload(d + c * LANES);
-            if (p.scaled) scale[c] = vmul(scale[c], ibytes(scales + c * LANES));
-        }
-        PANEL(packed_group)
-        (sum, record + r.codes + column / Q35_GROUP * r.code_bytes, scale, x, k + column, p, fine);
-        for (int c = 0; p.mins && c < PARTS; c++) {
-            V min = vsub(vzero(), vload(dmin + c * LANES));
-            if (p.scaled) min = vmul(min, ibytes(mins + c * LANES));
-            sum[c] = vfma(min, vset(x->group[(k + column) / Q35_GROUP].sum), sum[c]);
-        }
+    for (size_t g = 0; g < r.columns / p.group; g += Q35_GROUP / p.group) {
+        PANEL(packed_group)(sum, record, bytes, d, dmin, g, x, k, 0, p, apart, fine, T);
+        if (p.group == Q35_PART)
+            PANEL(packed_group)(sum, record, bytes, d, dmin, g + 1, x, k, 4, p, apart, fine, T);
     }
 }
 
-ALWAYS void PANEL(packed_type)(float *y, const uint8_t *record, const q35_tokens *x,
-                               const q35_packing p, const int fine) {
+ALWAYS void PANEL(packed_tile)(float *y, size_t ld, int add, const uint8_t *record,
+                               const uint8_t *bytes, const q35_tokens *x, size_t k, size_t n,
+                               const q35_packing p, const int apart, const int fine, const int T) {
     const q35_record r = q35_record_of(p);
-    V sum[PARTS];
-    for (int c = 0; c < PARTS; c++) sum[c] = vzero();
-    for (size_t k = 0; k < x->columns; k += r.columns, record += r.bytes)
-        PANEL(packed_record)(sum, record, x, k, p, fine);
-    for (int c = 0; c < PARTS; c++) vstore(y + c * LANES, sum[c]);
+    V sum[PANEL_TOKENS][PARTS];
+    PANEL(load_sums)(sum, y, ld, add, T);
+    for (size_t i = 0; i < n; i += r.columns, record += r.bytes) PANEL(packed_record)
+    (sum, record, apart ? bytes + i * Q35_PANEL : NULL, x, k + i, p, apart, fine, T);
+    PANEL(store_sums)(y, ld, sum, T);
 }
 
-static void PANEL(dot_packed)(float *sum, q35_dtype dtype, const void *packed,
-                              const q35_tokens *token) {
-#define ONE(type)                                                            \
-    case type:                                                               \
-        if (token->low)                                                      \
-            PANEL(packed_type)(sum, packed, token, q35_packing_of(type), 1); \
-        else                                                                 \
-            PANEL(packed_type)(sum, packed, token, q35_packing_of(type), 0); \
-        break
-    switch (dtype) {
-        Q35_PACKED_TYPES(ONE)
-    default: break;
-    }
-#undef ONE
+ALWAYS void PANEL(packed_tiles)(float *y, size_t ld, int add, const uint8_t *record,
+                                const uint8_t *bytes, q35_tokens x, size_t k, size_t n,
+                                const q35_packing p, const int apart, const int fine) {
+    const int most = fine ? PANEL_FINE : PANEL_TOKENS;
+#define CALL(count) PANEL(packed_tile)(y, ld, add, record, bytes, &x, k, n, p, apart, fine, count)
+    TILES
+#undef CALL
 }
+
+/* Codes of n columns, 16 n bytes, as code() gives them. */
+ALWAYS void PANEL(take_apart)(uint8_t *bytes, const uint8_t *record, size_t n,
+                              const q35_packing p) {
+    const q35_record r = q35_record_of(p);
+    for (size_t column = 0; column < n; column += Q35_GROUP, bytes += Q35_GROUP * Q35_PANEL) {
+        const uint8_t *codes = record + column / r.columns * r.bytes + r.codes +
+                               column % r.columns / Q35_GROUP * r.code_bytes;
+        PANEL(ask_ahead)(codes, r.code_bytes);
+        for (int j = 0; j < 8; j++)
+            for (int c = 0; c < PARTS; c++)
+                istore(bytes + 64 * j + c * 4 * LANES, PANEL(code)(codes, j, c, p, 0));
+    }
+}
+
+ALWAYS void PANEL(packed_type)(float *y, size_t ld, int add, const uint8_t *record, q35_tokens x,
+                               size_t k, size_t n, const q35_packing p, const int fine) {
+    const q35_record r = q35_record_of(p);
+    if (!PANEL_APART || p.bits == 8 || x.T < 2 * PANEL_TOKENS) {
+        PANEL(packed_tiles)(y, ld, add, record, NULL, x, k, n, p, 0, fine);
+        return;
+    }
+    uint8_t bytes[APART * Q35_PANEL];
+    for (size_t i = 0; i < n; i += APART, record += APART / r.columns * r.bytes) {
+        const size_t m = n - i < APART ? n - i : APART;
+        PANEL(take_apart)(bytes, record, m, p);
+        PANEL(packed_tiles)(y, ld, add || i > 0, record, bytes, x, k + i, m, p, 1, fine);
+    }
+}
+
+static void PANEL(dot_packed)(float *sum, size_t ld, int add, q35_dtype dtype, const void *packed,
+                              const q35_tokens *tokens, size_t k, size_t n) {
+#define MANY(type)                                                                            \
+    case type:                                                                                \
+        if (tokens->low)                                                                      \
+            PANEL(packed_type)(sum, ld, add, packed, *tokens, k, n, q35_packing_of(type), 1); \
+        else                                                                                  \
+            PANEL(packed_type)(sum, ld, add, packed, *tokens, k, n, q35_packing_of(type), 0); \
+        break
+    switch (dtype) { /* each a copy of its own, in which the layout is constant */
+        Q35_PACKED_TYPES(MANY)
+    default: break; /* not packed: q35_packing_of says so */
+    }
+#undef MANY
+}
+
+/* ---- from panels of bytes ---- */
+
+ALWAYS void PANEL(panel_group)(V sum[PANEL_TOKENS][PARTS], const q35_panel *w, size_t column,
+                               const q35_tokens *x, size_t k, const int first, const int fine,
+                               const int T) {
+    const q35_packing p = {.bits = 8, .group = Q35_PART};
+    const size_t g = column + 4 * (size_t)first; /* scales are 16 rows of 16 columns */
+    V scale[PARTS], min[PARTS];
+    for (int c = 0; c < PARTS; c++) {
+        scale[c] = vload(w->scale + g + c * LANES);
+        min[c] = vload(w->min + g + c * LANES);
+    }
+    const uint8_t *codes = (const uint8_t *)w->codes + column * Q35_PANEL;
+    PANEL(group)(sum, codes, scale, x, k + column, first, p, 0, fine, T);
+    PANEL(add_mins)(sum, min, x, k + column, first, 1, T);
+}
+
+ALWAYS void PANEL(panel_tile)(float *y, size_t ld, int add, const q35_panel *w, const q35_tokens *x,
+                              size_t k, size_t n, const int fine, const int T) {
+    V sum[PANEL_TOKENS][PARTS];
+    PANEL(load_sums)(sum, y, ld, add, T);
+    for (size_t column = 0; column < n; column += Q35_GROUP) {
+        PANEL(panel_group)(sum, w, column, x, k, 0, fine, T);
+        PANEL(panel_group)(sum, w, column, x, k, 4, fine, T);
+    }
+    PANEL(store_sums)(y, ld, sum, T);
+}
+
+ALWAYS void PANEL(panel_tiles)(float *y, size_t ld, int add, const q35_panel *w, q35_tokens x,
+                               size_t k, size_t n, const int fine) {
+    const int most = fine ? PANEL_FINE : PANEL_TOKENS;
+#define CALL(count) PANEL(panel_tile)(y, ld, add, w, &x, k, n, fine, count)
+    TILES
+#undef CALL
+}
+
+static void PANEL(dot_panel)(float *sum, size_t ld, int add, const q35_panel *w,
+                             const q35_tokens *tokens, size_t k, size_t n) {
+    if (tokens->low)
+        PANEL(panel_tiles)(sum, ld, add, w, *tokens, k, n, 1);
+    else
+        PANEL(panel_tiles)(sum, ld, add, w, *tokens, k, n, 0);
+}
+
+#undef TILE
+#undef TILES
+#undef AHEAD
+#undef APART
