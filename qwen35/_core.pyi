@@ -130,7 +130,12 @@ class Session:
         """A copy of the tokens in the timeline, [position]."""
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """Logits after the last token, [V]; None before the first."""
+        """Logits after the last token, [V]; None before the first. Computed by the first who asks
+        and kept until the timeline changes.
+        """
+    @property
+    def has_logits(self) -> bool:
+        """Whether `logits` is not None; computes nothing."""
     @property
     def nbytes(self) -> int: ...
     def prefill(
@@ -224,7 +229,7 @@ class Batch:
         its prompt, and says the next token if that was all. An entry is what next() would give, or
         None: its prompt is not read yet, or its finish_reason is set. Bits are those of the stream
         alone. A stream that is cancelled leaves at the next step. Interrupted, or when all of them
-        are cancelled: at the next poll, and then their sessions are empty.
+        are cancelled: at the next poll, and then sessions that were reading are empty.
         """
 
 def sample(

@@ -74,6 +74,10 @@ class FakeSession:
     def logits(self) -> NDArray[np.float32] | None:
         return self.model.logits(self._ids) if self._has_logits else None
 
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
+
     def prefill(
         self, ids: NDArray[np.int32], *, position_ids: Any = None, progress: Any = None
     ) -> None:
