@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARTS = ("weights", "kv", "state", "scratch", "total")
+PARTS = ("weights", "kv", "state", "scratch", "screen", "total")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

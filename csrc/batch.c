@@ -1,13 +1,13 @@
-/* batch.c: many timelines in one forward, and their draws.
+/* batch.c: many timelines in one forward.
  *
- * step: inputs -> a share of the rows each -> spans -> forward -> last hidden states to their
- * sessions. draw: hidden states -> head over all of them -> a token each. What a session gets has
- * the bits it would get alone (kernels.h). Nothing is kept from step to step: which sessions share
- * a step is the caller's choice, every time. */
+ * inputs -> a share of the rows each -> spans -> forward -> last hidden states to their sessions;
+ * the draws (draw.c) make logits of them, together. What a session gets has the bits it would get
+ * alone (kernels.h). Nothing is kept from step to step: which sessions share a step is the caller's
+ * choice, every time. */
 #include <string.h>
 
+#include "draw.h"
 #include "mem.h"
-#include "session.h"
 
 struct qwen35_batch {
     qwen35_model *model;
@@ -96,65 +96,7 @@ int qwen35_batch_step(qwen35_batch *batch, qwen35_session *const *sessions, qwen
     return stopped ? q35_fail(status, Q35_CANCELLED, "cancelled: its sessions are empty") : Q35_OK;
 }
 
-/* ---- draws ---- */
-
-static void draw_from(qwen35_draw *draw, const float *logits) {
-    const qwen35_session *session = draw->session;
-    if (draw->sampling)
-        draw->id = qwen35_sample(draw->sampling, logits, session->model->g.V, session->ids,
-                                 session->cache.position, draw->n_prompt, draw->coin, draw->work);
-}
-
-int qwen35_draw_one(qwen35_draw *draw, const qwen35_watch *watch, qwen35_status *status) {
-    const float *logits;
-    if (qwen35_session_logits(draw->session, watch, &logits, status)) return status->code;
-    draw_from(draw, logits);
-    return Q35_OK;
-}
-
-/* The draws of a batch under way. */
-typedef struct drawing {
-    qwen35_draw *draws;
-    const float *logits[QWEN35_MAX_BATCH]; /* each draw's */
-} drawing;
-
-/* Task: one draw. What was computed for it goes to its session where it is wanted there. */
-static void draw_task(void *arg, size_t index, int worker) {
-    (void)worker;
-    const drawing *d = arg;
-    qwen35_draw *draw = &d->draws[index];
-    qwen35_session *session = draw->session;
-    draw_from(draw, d->logits[index]);
-    if (!draw->logits || session->has_logits) return;
-    memcpy(session->logits, d->logits[index], session->model->g.V * sizeof(float));
-    session->has_logits = 1;
-}
-
 int qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n, const qwen35_watch *watch,
                       qwen35_status *status) {
-    qwen35_model *model = batch->model;
-    const size_t V = model->g.V, D = model->g.D;
-    drawing d = {.draws = draws};
-    if (q35_check_process(model, status)) return status->code;
-    for (size_t i = 0; i < n; i++)
-        if (draws[i].logits && q35_session_reserve_logits(draws[i].session, status))
-            return status->code;
-    q35_scratch *scratch = q35_scratch_take(model, status);
-    if (!scratch) return status->code;
-    q35_team team;
-    q35_team_init(&team, model->pool, watch->poll, watch->arg);
-    size_t rows = 0;
-    for (size_t i = 0; i < n; i++) {
-        const qwen35_session *session = draws[i].session;
-        d.logits[i] = session->has_logits ? session->logits : batch->logits + rows * V;
-        if (!session->has_logits)
-            memcpy(scratch->h + rows++ * D, session->hidden, D * sizeof(float));
-    }
-    int stopped = q35_head(model, &team, scratch, batch->logits, scratch->h, rows);
-    q35_scratch_give(model, scratch);
-    if (!stopped) {
-        team.poll = NULL; /* all draws or none */
-        q35_parallel(&team, n, V, draw_task, &d);
-    }
-    return stopped ? q35_fail(status, Q35_CANCELLED, "cancelled before the draw") : Q35_OK;
+    return q35_draw(batch->model, batch->logits, draws, n, watch, status);
 }

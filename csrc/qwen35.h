@@ -68,6 +68,7 @@ typedef struct qwen35_memory {
     size_t kv_per_token; /* K/V of one position over all attention layers */
     size_t state;        /* recurrent and convolution state of one session */
     size_t scratch;      /* of one forward call */
+    size_t screen;       /* the copy of the head, whole; 0: none */
 } qwen35_memory;
 
 /* Calls `visit` with every tensor the geometry asks for, in file order, until it returns nonzero.
@@ -90,13 +91,20 @@ typedef struct qwen35_watch {
 /* Lays matrices of blocks out for the processor, where the geometry asks for integer products;
    once, before the first session. `watch` may be NULL; progress is told after each matrix. */
 int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status);
+/* Lets draws that need few logits look for them in a smaller copy of the head first, which is made
+   little by little by the first of them; what they draw stays the same. Once, before the first
+   session. Heads in blocks stay as they are. */
+int qwen35_model_screen(qwen35_model *model, qwen35_status *status);
+/* Draws that the copy decided so far, and that it left to the head. */
+void qwen35_model_screened(const qwen35_model *model, size_t *chosen, size_t *given);
 /* Whether the matrix that was given at `data` has been laid out anew and is not read there any
    more, so that its caller may free it; its rows and columns then, and with y not NULL its numbers.
  */
 int qwen35_model_read(qwen35_model *model, const void *data, size_t shape[2], float *y);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
-/* What a model of this geometry will say, before there is one; `weights` is left 0. */
+/* What a model of this geometry will say, before there is one; `weights` is left 0, and `screen` is
+   what one would take. */
 int qwen35_plan_memory(const qwen35_geometry *geometry, int threads, q35_dtype kv_dtype,
                        qwen35_memory *memory, qwen35_status *status);
 int qwen35_model_threads(const qwen35_model *model);
