@@ -35,6 +35,7 @@
 #define LIMIT_SHARE 16   /* of all rows are looked at, at most */
 #define SCAN 64          /* rows at once */
 #define LEAST_NORM 1e-24 /* added to |h|: what underflows is far below */
+#define LARGEST 1e15     /* reach and |h|: products are far from overflow */
 
 int q35_screenable(const q35_matrix *head) {
     return head->dtype < Q35_DTYPES && head->cols % Q35_GROUP == 0;
@@ -142,7 +143,8 @@ static float reach_of(const squares *sum, size_t D) {
     for (size_t i = 0; i < Q35_GROUP; i++) norm += sum->number[i], left += sum->rest[i];
     norm = 1.0001 * sqrt(norm) + 1e-18;
     left = 1.0001 * sqrt(left) + 1e-6 * norm + 1e-18;
-    return (float)(1.0001 * (left + (norm + left) * slack_of(D)));
+    const double reach = 1.0001 * (left + (norm + left) * slack_of(D));
+    return reach < LARGEST ? (float)reach : NAN; /* products might leave f32 */
 }
 
 static void make_row(q35_screen *screen, size_t panel, size_t row) {
@@ -200,19 +202,28 @@ int q35_screen_multiply(const q35_screen *screen, q35_team *team, float *approx,
 static float norm_of(const float *h, size_t D) {
     double sum = 0;
     for (size_t i = 0; i < D; i++) sum += (double)h[i] * h[i];
-    return (float)(1.000001 * sqrt(sum) + LEAST_NORM);
+    const double norm = 1.000001 * sqrt(sum) + LEAST_NORM;
+    return norm < LARGEST ? (float)norm : NAN;
 }
 
-/* The k-th largest lower end, or -infinity. */
-static float threshold(const q35_screen *screen, const float *approx, float norm, size_t k) {
-    const size_t V = screen->head->rows;
+/* The upper ends of n rows, with a negative norm the lower ones; without reach both are the numbers
+   themselves. */
+static void ends_of(float *end, const float *approx, const float *reach, float norm, size_t n) {
+    if (!reach)
+        memcpy(end, approx, n * sizeof *end);
+    else
+        for (size_t i = 0; i < n; i++) end[i] = approx[i] + reach[i] * norm;
+}
+
+/* The k-th largest lower end of V rows, or -infinity. */
+static float threshold(const float *approx, const float *reach, float norm, size_t V, size_t k) {
     float top[Q35_SCREEN_TOP + 1]; /* [k] descending */
     for (size_t i = 0; i < k; i++) top[i] = -INFINITY;
     for (size_t r = 0; r < V; r += SCAN) {
         const size_t n = V - r < SCAN ? V - r : SCAN;
         float low[SCAN];
         int any = 0;
-        for (size_t i = 0; i < n; i++) low[i] = approx[r + i] - screen->reach[r + i] * norm;
+        ends_of(low, approx + r, reach ? reach + r : NULL, -norm, n);
         for (size_t i = 0; i < n; i++) any |= low[i] > top[k - 1];
         for (size_t i = 0; any && i < n; i++) {
             if (!(low[i] > top[k - 1])) continue;
@@ -224,14 +235,15 @@ static float threshold(const q35_screen *screen, const float *approx, float norm
     return top[k - 1];
 }
 
-size_t q35_screen_limit(const q35_screen *screen) { return screen->head->rows / LIMIT_SHARE; }
+size_t q35_screen_limit(size_t V) { return V / LIMIT_SHARE; }
 
-size_t q35_screen_find(const q35_screen *screen, int32_t *rows, float *approx, const float *h,
-                       const q35_screening *wanted) {
-    const size_t V = screen->head->rows, limit = q35_screen_limit(screen);
-    const float norm = norm_of(h, screen->head->cols);
+size_t q35_screen_find(const q35_screen *screen, int32_t *rows, float *approx, size_t V,
+                       const float *h, const q35_screening *wanted) {
+    const size_t limit = q35_screen_limit(V);
+    const float *reach = screen ? screen->reach : NULL;
+    const float norm = screen ? norm_of(h, screen->head->cols) : 0;
     for (size_t i = 0; i < wanted->n_always; i++) approx[wanted->always[i]] = -INFINITY;
-    float least = threshold(screen, approx, norm, wanted->k);
+    float least = threshold(approx, reach, norm, V, wanted->k);
     least -= wanted->margin + 1e-6f * fabsf(least);
     for (size_t i = 0; i < wanted->n_always; i++) approx[wanted->always[i]] = INFINITY;
     size_t found = 0;
@@ -239,11 +251,11 @@ size_t q35_screen_find(const q35_screen *screen, int32_t *rows, float *approx, c
         const size_t n = V - r < SCAN ? V - r : SCAN;
         float high[SCAN];
         int any = 0;
-        for (size_t i = 0; i < n; i++) high[i] = approx[r + i] + screen->reach[r + i] * norm;
-        for (size_t i = 0; i < n; i++) any |= !(high[i] < least); /* NaN may be anything */
+        ends_of(high, approx + r, reach ? reach + r : NULL, norm, n);
+        for (size_t i = 0; i < n; i++) any |= !(high[i] < least); /* or NaN */
         for (size_t i = 0; any && i < n; i++) {
             if (high[i] < least) continue;
-            if (found == limit) return 0;
+            if (found == limit || high[i] != high[i]) return 0;
             rows[found++] = (int32_t)(r + i);
         }
     }

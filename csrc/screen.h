@@ -50,11 +50,12 @@ typedef struct q35_screening {
 } q35_screening;
 
 /* The most rows that are found; beyond them the head is read as fast. */
-size_t q35_screen_limit(const q35_screen *screen);
-/* rows [limit], ascending, and their number; 0 where they are more. approx [V], of h [D], is
-   overwritten. */
-size_t q35_screen_find(const q35_screen *screen, int32_t *rows, float *approx, const float *h,
-                       const q35_screening *wanted);
+size_t q35_screen_limit(size_t V);
+/* rows [limit], ascending, and their number; 0 where they are more, or something is not a number.
+   approx [V] are products with h
+   [D], and those of rows of `always` are overwritten. Without a screen they are logits. */
+size_t q35_screen_find(const q35_screen *screen, int32_t *rows, float *approx, size_t V,
+                       const float *h, const q35_screening *wanted);
 
 /* logits [n] of those rows, with the bits that the whole head gives. */
 void q35_screen_logits(const q35_screen *screen, float *logits, const int32_t *rows, size_t n,

@@ -135,7 +135,7 @@ int q35_try_screen(const char *target, const q35_matrix *head, const float *h,
         q35_screen_multiply(screen, &team, y->approx, h, 1, memory);
         memcpy(y->reach, screen->reach, V * sizeof *y->reach);
         memcpy(y->chosen, y->approx, V * sizeof *y->chosen);
-        y->found = q35_screen_find(screen, y->rows, y->chosen, h, wanted);
+        y->found = q35_screen_find(screen, y->rows, y->chosen, V, h, wanted);
         q35_screen_logits(screen, y->chosen, y->rows, y->found, h);
     }
     q35_screen_free(screen);
