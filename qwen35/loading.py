@@ -99,8 +99,8 @@ def load(
         the head in six bits first, and read of the head itself what these leave. What is drawn
         stays the same, to the bit. The copy takes 0.83 bytes a weight of the head, of the released
         bf16 models 2 to 14 % more memory, and grows with the first 16 tokens. "auto" makes one for
-        heads of 16 million weights or more where memory allows; heads in blocks never get one,
-        which would read little less (`csrc/screen.h`).
+        heads of 16 million weights or more where memory allows and the processor multiplies such
+        codes fast; heads in blocks never get one, which would read little less (`csrc/screen.h`).
 
     Raises FileNotFoundError, OSError (hub), ModelFormatError (a broken or contradictory file),
     UnsupportedModelError (another kind of model), MemoryError (with numbers, before anything is

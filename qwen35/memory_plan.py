@@ -30,9 +30,9 @@ LEAST_DEFAULT_CONTEXT = 4_096
 SPARE = 0.1  # of what is available: a default context leaves it to Python, images, other programs
 SMALL_BITS = 6  # a weight: models of fewer are not told to take a smaller type
 PAGE = 64  # tokens of a K/V page
-SCREEN_WEIGHTS = (
-    1 << 24
-)  # a head of fewer is read so fast that a copy to look into first saves little
+# A smaller head is read so fast that a copy to look into saves little.
+SCREEN_WEIGHTS = 1 << 24
+SLOW_CODES = ("c", "neon")  # targets that multiply six-bit codes more slowly than they read bf16
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,15 @@ def is_screened(checkpoint: Checkpoint, made: dict[str, str], screen: bool | str
     """Whether the head gets a copy that draws look into first: `made` are matrices that become
     blocks. The core makes none of blocks, nor of rows that are no multiple of 32 long.
     """
+    from . import _core
+
     name = EMBEDDING if checkpoint.config.text.tie_word_embeddings else HEAD
     span = checkpoint.tensors.span(name)
     if name in made or isinstance(span, BlockSpan) or span.shape[1] % 32:
         return False
-    return math.prod(span.shape) >= SCREEN_WEIGHTS if screen == "auto" else bool(screen)
+    if screen != "auto":
+        return bool(screen)
+    return math.prod(span.shape) >= SCREEN_WEIGHTS and _core.cpu()["isa"] not in SLOW_CODES
 
 
 def without_screen(plan: MemoryPlan) -> MemoryPlan:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import qwen35
-from qwen35 import cli, memory_plan
+from qwen35 import _core, cli, memory_plan
 from qwen35.checkpoint import open_checkpoint
 from qwen35.gguf_export import export
 from qwen35.gguf_export_keys import kept_keys
@@ -250,15 +250,18 @@ def test_a_copy_of_the_head_is_counted_and_left_out_where_it_would_not_fit(
         with qwen35.load(wide, context=64, threads=1, screen=screen) as model:
             assert model.memory()["screen"] == size
     monkeypatch.setattr(memory_plan, "SCREEN_WEIGHTS", 307 * 256)
+    monkeypatch.setattr(memory_plan, "SLOW_CODES", (_core.cpu()["isa"],))
+    assert info(capsys, str(wide))["screen"] == 0
+    monkeypatch.setattr(memory_plan, "SLOW_CODES", ())
     assert info(capsys, str(wide))["screen"] == copy
     assert info(capsys, str(gguf))["screen"] == 0  # blocks
     with qwen35.load(wide, context=64, threads=1) as model:
         memory = model.memory()
         assert memory["screen"] == copy and sum(memory.values()) == 2 * memory["total"]
+    with qwen35.load(wide, quantize="q8_0", context=64, threads=1, screen=True) as model:
+        assert model.memory()["screen"] == 0
     with_available(monkeypatch, memory["total"])  # not a byte to spare
     with qwen35.load(wide, context=64, threads=1) as model:
-        assert model.memory()["screen"] == 0
-    with qwen35.load(wide, quantize="q8_0", context=64, threads=1, screen=True) as model:
         assert model.memory()["screen"] == 0
     with pytest.raises(ValueError, match="screen='on': expected 'auto', True or False"):
         qwen35.load(wide, screen="on")
