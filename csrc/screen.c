@@ -19,7 +19,6 @@
  * be a tenth of them, in four nearly all. */
 #include "screen.h"
 
-#include <float.h>
 #include <math.h>
 #include <string.h>
 

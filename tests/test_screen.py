@@ -4,6 +4,7 @@ order of work, and every token must be the one that all logits give.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import core_models
@@ -281,3 +282,16 @@ def test_the_trained_model_says_the_same_with_and_without() -> None:
         chosen, given = screened._native().screened
         assert chosen > 150 and chosen > 4 * given  # after the first 16
         assert screened.memory()["screen"] > 0 == plain.memory()["screen"]
+
+
+def test_threads_make_the_copy_together() -> None:
+    plain, screened = pair()
+
+    def say(model: _core.Model, seed: int) -> list[Any]:
+        ids = core_models.tokens(seed, 20, 4001)
+        return list(model.session(200).generate(ids, max_tokens=60, temperature=0.9, top_k=9))
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda seed: say(screened, seed), range(8)))
+    assert got == [say(plain, seed) for seed in range(8)]
+    assert screened.screened[0] > 0
