@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARTS = ("weights", "kv", "state", "scratch", "total")
+PARTS = ("weights", "kv", "state", "scratch", "screen", "total")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     filling = time.perf_counter()
     core.prefill(ids)
     filled = time.perf_counter()
-    for i in range(options.decode):
-        core.prefill(ids[i : i + 1])
+    for _ in core.generate(ids[:1], max_tokens=options.decode):
+        pass
     decoded = time.perf_counter()
     memory, at_end = model.memory(), resident()
     return {

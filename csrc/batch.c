@@ -1,12 +1,13 @@
 /* batch.c: many timelines in one forward.
  *
- * inputs -> a share of the rows each -> spans -> forward -> head over all wanted rows -> logits to
- * their sessions. What a session gets has the bits it would get alone (kernels.h). Nothing is kept
- * from step to step: which sessions share a step is the caller's choice, every time. */
+ * inputs -> a share of the rows each -> spans -> forward -> last hidden states to their sessions;
+ * the draws (draw.c) make logits of them, together. What a session gets has the bits it would get
+ * alone (kernels.h). Nothing is kept from step to step: which sessions share a step is the caller's
+ * choice, every time. */
 #include <string.h>
 
+#include "draw.h"
 #include "mem.h"
-#include "session.h"
 
 struct qwen35_batch {
     qwen35_model *model;
@@ -38,10 +39,9 @@ size_t qwen35_batch_size(const qwen35_batch *batch) { return batch->size; }
 
 /* One step under way: the sessions that read something, and their spans. */
 typedef struct step {
-    qwen35_batch *batch;
     qwen35_session *sessions[QWEN35_MAX_BATCH];
     q35_span spans[QWEN35_MAX_BATCH];
-    size_t n, outputs;
+    size_t n;
 } step;
 
 /* Everything that can fail, before anything is changed. Every session that reads gets a row, and
@@ -63,28 +63,10 @@ static int begin(step *s, qwen35_session *const *sessions, const qwen35_input *i
     return Q35_OK;
 }
 
-/* Task: the logits of one span go to its session. */
-static void hand_out(void *arg, size_t index, int worker) {
-    (void)worker;
-    const step *s = arg;
-    const q35_span *span = &s->spans[index];
-    const size_t V = s->batch->model->g.V;
-    if (!span->wanted) return;
-    memcpy(s->sessions[index]->logits, s->batch->logits + span->out * V, V * sizeof(float));
-}
-
-static int compute(step *s, q35_team *team, q35_scratch *scratch) {
-    qwen35_model *model = s->batch->model;
-    if (q35_forward(model, team, scratch, s->spans, s->n)) return 1;
-    if (!s->outputs) return 0;
-    if (q35_head(model, team, scratch, s->batch->logits, scratch->h, s->outputs)) return 1;
-    return q35_parallel(team, s->n, model->g.V, hand_out, s);
-}
-
 int qwen35_batch_step(qwen35_batch *batch, qwen35_session *const *sessions, qwen35_input *inputs,
                       size_t n, int (*poll)(void *arg), void *arg, qwen35_status *status) {
     size_t takes[QWEN35_MAX_BATCH];
-    step s = {.batch = batch};
+    step s = {.n = 0};
     status->code = Q35_OK;
     if (n > batch->size)
         return q35_fail(status, Q35_ARGUMENT, "batch: %zu sessions, made for %zu", n, batch->size);
@@ -95,36 +77,26 @@ int qwen35_batch_step(qwen35_batch *batch, qwen35_session *const *sessions, qwen
     for (size_t i = 0, k = 0; i < n; i++) {
         if (!takes[i]) continue;
         s.spans[k] = q35_session_span(sessions[i], &inputs[i], takes[i]);
-        s.outputs += s.spans[k++].wanted = inputs[i].T == 0;
+        s.spans[k++].wanted = inputs[i].T == 0;
     }
     q35_team team;
     q35_team_init(&team, batch->model->pool, poll, arg);
-    int stopped = compute(&s, &team, scratch);
-    q35_scratch_give(batch->model, scratch);
+    int stopped = q35_forward(batch->model, &team, scratch, s.spans, s.n);
     for (size_t k = 0; k < s.n; k++) {
-        qwen35_session *session = s.sessions[k];
-        session->has_logits = !stopped && s.spans[k].wanted;
-        if (stopped)
-            q35_cache_clear(&session->cache);
-        else
-            q35_session_note(session, &s.spans[k]);
+        const q35_span *span = &s.spans[k];
+        const float *last = span->wanted ? scratch->h + span->out * batch->model->g.D : NULL;
+        if (stopped) {
+            q35_cache_clear(&s.sessions[k]->cache);
+            s.sessions[k]->has_hidden = s.sessions[k]->has_logits = 0;
+        } else {
+            q35_session_note(s.sessions[k], span, last);
+        }
     }
+    q35_scratch_give(batch->model, scratch);
     return stopped ? q35_fail(status, Q35_CANCELLED, "cancelled: its sessions are empty") : Q35_OK;
 }
 
-void qwen35_draw_one(qwen35_draw *draw) {
-    const qwen35_session *session = draw->session;
-    draw->id = qwen35_sample(draw->sampling, session->logits, session->model->g.V, session->ids,
-                             session->cache.position, draw->n_prompt, draw->coin, draw->work);
-}
-
-static void draw_task(void *arg, size_t index, int worker) {
-    (void)worker;
-    qwen35_draw_one((qwen35_draw *)arg + index);
-}
-
-void qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n) {
-    q35_team team;
-    q35_team_init(&team, batch->model->pool, NULL, NULL);
-    q35_parallel(&team, n, batch->model->g.V, draw_task, draws);
+int qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n, const qwen35_watch *watch,
+                      qwen35_status *status) {
+    return q35_draw(batch->model, batch->logits, draws, n, watch, status);
 }

@@ -199,7 +199,7 @@ static void split_iq4_xs(q35_parts *p, const uint8_t *x) {
 
 /* ---- tables ---- */
 
-const q35_format q35_formats[Q35_FORMATS] = {
+const q35_format q35_formats[Q35_LAYOUTS] = {
     /* name, GGUF's number, elements and bytes of a block, encodable */
     [Q35_F32] = {"f32", 0, 1, 4, 0},
     [Q35_F16] = {"f16", 1, 1, 2, 0},
@@ -224,6 +224,7 @@ const q35_format q35_formats[Q35_FORMATS] = {
     [Q35_IQ4_NL] = {"iq4_nl", 20, 32, 18, 1},
     [Q35_IQ4_XS] = {"iq4_xs", 23, 256, 136, 1},
     [Q35_MXFP4] = {"mxfp4", 39, 32, 17, 0},
+    [Q35_Q6_0] = {"q6_0", -1, 32, 26, 0},
 };
 
 typedef void split_fn(q35_parts *p, const uint8_t *x);

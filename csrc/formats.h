@@ -35,8 +35,11 @@ typedef enum q35_dtype {
     Q35_IQ4_NL,
     Q35_IQ4_XS,
     Q35_MXFP4,
-    Q35_FORMATS,            /* all that weights have */
-    Q35_INT16 = Q35_FORMATS /* of the K/V cache alone: kv.h */
+    Q35_FORMATS, /* all that files hold */
+    Q35_Q6_0 =
+        Q35_FORMATS, /* 32 codes of 6 bits, as in q4_0: of screens alone (screen.c), packed */
+    Q35_LAYOUTS,
+    Q35_INT16 = Q35_LAYOUTS /* of the K/V cache alone: kv.h */
 } q35_dtype;
 
 /* Of one element of a dense type. */
@@ -49,7 +52,7 @@ typedef struct q35_format {
     int encodable;          /* q35_encode makes it */
 } q35_format;
 
-extern const q35_format q35_formats[Q35_FORMATS]; /* by q35_dtype */
+extern const q35_format q35_formats[Q35_LAYOUTS]; /* by q35_dtype */
 
 /* Bytes of a row of n elements, n a multiple of the block. */
 size_t q35_row_bytes(q35_dtype dtype, size_t n);

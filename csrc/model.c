@@ -335,6 +335,7 @@ void qwen35_model_free(qwen35_model *model) {
         model->idle = next;
     }
     q35_pool_free(model->pool);
+    q35_screen_free(model->screen);
     q35_weights_free(&model->weights);
     q35_free(model->inv_freq);
     q35_free(model->kinds);
@@ -345,6 +346,18 @@ void qwen35_model_free(qwen35_model *model) {
     q35_free(model);
 }
 
+int qwen35_model_screen(qwen35_model *model, qwen35_status *status) {
+    status->code = Q35_OK;
+    if (!model->screen && q35_screenable(&model->weights.head))
+        model->screen = q35_screen_new(&model->weights.head, status);
+    return status->code;
+}
+
+void qwen35_model_screened(const qwen35_model *model, size_t *chosen, size_t *given) {
+    *chosen = model->screen ? atomic_load(&model->screen->chosen) : 0;
+    *given = model->screen ? atomic_load(&model->screen->given) : 0;
+}
+
 /* All but the weights. */
 static void count_memory(qwen35_memory *memory, const qwen35_geometry *g,
                          const q35_cache_shape *shape, int threads) {
@@ -353,11 +366,13 @@ static void count_memory(qwen35_memory *memory, const qwen35_geometry *g,
     memory->kv_per_token = shape->page_bytes / Q35_PAGE;
     memory->state = state_floats * sizeof(float);
     memory->scratch = q35_scratch_bytes(g, threads, state_floats);
+    memory->screen = q35_screen_bytes(g->V, g->D);
 }
 
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory) {
     count_memory(memory, &model->g, &model->cache_shape, q35_pool_threads(model->pool));
     memory->weights = model->weights.given_bytes;
+    if (!model->screen) memory->screen = 0;
 }
 
 int qwen35_plan_memory(const qwen35_geometry *geometry, int threads, q35_dtype kv_dtype,

@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include "scratch.h"
+#include "screen.h"
 #include "span.h"
 #include "threads.h"
 #include "weights.h"
@@ -19,6 +20,7 @@ struct qwen35_model {
     size_t *vision_deep;
     q35_weights weights;
     q35_cache_shape cache_shape;
+    q35_screen *screen; /* or NULL */
     q35_pool *pool;
     pid_t pid; /* the process whose threads may compute */
     pthread_mutex_t lock;

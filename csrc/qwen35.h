@@ -68,6 +68,7 @@ typedef struct qwen35_memory {
     size_t kv_per_token; /* K/V of one position over all attention layers */
     size_t state;        /* recurrent and convolution state of one session */
     size_t scratch;      /* of one forward call */
+    size_t screen;       /* the copy of the head, whole; 0: none */
 } qwen35_memory;
 
 /* Calls `visit` with every tensor the geometry asks for, in file order, until it returns nonzero.
@@ -79,22 +80,31 @@ int qwen35_expected_tensors(const qwen35_geometry *geometry,
 
 qwen35_model *qwen35_model_new(const qwen35_geometry *geometry, qwen35_lookup *lookup, void *arg,
                                int threads, q35_dtype kv_dtype, qwen35_status *status);
-/* Lays matrices of blocks out for the processor, where the geometry asks for integer products;
-   once, before the first session. `watch` may be NULL: poll is asked every 20 ms, progress after
-   each matrix with bytes done and in all; nonzero cancels. */
+/* Who watches a computation; either may be NULL. poll is asked every 20 ms by the calling thread,
+   progress is told of bytes or tokens done and in all; nonzero cancels. */
 typedef struct qwen35_watch {
     int (*poll)(void *arg);
     int (*progress)(void *arg, size_t done, size_t total);
     void *arg;
 } qwen35_watch;
+
+/* Lays matrices of blocks out for the processor, where the geometry asks for integer products;
+   once, before the first session. `watch` may be NULL; progress is told after each matrix. */
 int qwen35_model_pack(qwen35_model *model, const qwen35_watch *watch, qwen35_status *status);
+/* Lets draws that need few logits look for them in a smaller copy of the head first, which is made
+   little by little by the first of them; what they draw stays the same. Once, before the first
+   session. Heads in blocks stay as they are. */
+int qwen35_model_screen(qwen35_model *model, qwen35_status *status);
+/* Draws that the copy decided so far, and that it left to the head. */
+void qwen35_model_screened(const qwen35_model *model, size_t *chosen, size_t *given);
 /* Whether the matrix that was given at `data` has been laid out anew and is not read there any
    more, so that its caller may free it; its rows and columns then, and with y not NULL its numbers.
  */
 int qwen35_model_read(qwen35_model *model, const void *data, size_t shape[2], float *y);
 void qwen35_model_free(qwen35_model *model);
 void qwen35_model_memory(const qwen35_model *model, qwen35_memory *memory);
-/* What a model of this geometry will say, before there is one; `weights` is left 0. */
+/* What a model of this geometry will say, before there is one; `weights` is left 0, and `screen` is
+   what one would take. */
 int qwen35_plan_memory(const qwen35_geometry *geometry, int threads, q35_dtype kv_dtype,
                        qwen35_memory *memory, qwen35_status *status);
 int qwen35_model_threads(const qwen35_model *model);
@@ -122,8 +132,12 @@ size_t qwen35_session_position(const qwen35_session *session); /* tokens in the 
 size_t qwen35_session_context(const qwen35_session *session);
 const int32_t *qwen35_session_ids(const qwen35_session *session); /* [position] */
 size_t qwen35_session_bytes(const qwen35_session *session);
-/* Logits after the last token, [V]; NULL while there are none. */
-const float *qwen35_session_logits(const qwen35_session *session);
+/* Whether there are logits to be had: the timeline has a last token. */
+int qwen35_session_has_logits(const qwen35_session *session);
+/* Logits after the last token, [V], computed when they are first asked for; NULL while there are
+   none. They stay until the session changes. Cancelled: nothing has changed. */
+int qwen35_session_logits(qwen35_session *session, const qwen35_watch *watch, const float **logits,
+                          qwen35_status *status);
 
 /* Tokens for a timeline, and what goes with them. */
 typedef struct qwen35_input {
@@ -135,8 +149,7 @@ typedef struct qwen35_input {
     size_t n_features;        /* ids, in their order; none: those tokens are read as text */
 } qwen35_input;
 
-/* How one call of qwen35_session_append is watched and what it returns besides the session's
- * logits. */
+/* How one call of qwen35_session_append is watched, and what it returns. */
 typedef struct qwen35_append_options {
     int (*poll)(void *arg); /* asked every 20 ms by the calling thread; nonzero cancels */
     int (*progress)(void *arg, size_t done, size_t total); /* after each chunk; nonzero cancels */
@@ -219,19 +232,23 @@ size_t qwen35_batch_size(const qwen35_batch *batch);
 int qwen35_batch_step(qwen35_batch *batch, qwen35_session *const *sessions, qwen35_input *inputs,
                       size_t n, int (*poll)(void *arg), void *arg, qwen35_status *status);
 
-/* One draw from a session's logits, its timeline being the history: see qwen35_sample. */
+/* One draw from what follows a session's last token, its timeline being the history: see
+   qwen35_sample. */
 typedef struct qwen35_draw {
-    const qwen35_session *session;
-    const qwen35_sampling *sampling;
+    qwen35_session *session;
+    const qwen35_sampling *sampling; /* NULL: nothing is drawn, only the logits are wanted */
+    int logits;                      /* whether the session is to have its logits afterwards */
     size_t n_prompt;
     double coin;
     float *work; /* [2 V] of its own */
     int32_t id;  /* what was drawn */
 } qwen35_draw;
 
-void qwen35_draw_one(qwen35_draw *draw);
-/* n draws over the model's threads. */
-void qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n);
+/* Cancelled, here and below: nothing has changed. */
+int qwen35_draw_one(qwen35_draw *draw, const qwen35_watch *watch, qwen35_status *status);
+/* n draws, at most the batch's size, over the model's threads. */
+int qwen35_batch_draw(qwen35_batch *batch, qwen35_draw *draws, size_t n, const qwen35_watch *watch,
+                      qwen35_status *status);
 
 /* Targets this machine can run; the one in use is a process-wide choice made at import. */
 int qwen35_select_target(const char *name);

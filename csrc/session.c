@@ -1,8 +1,9 @@
 /* session.c: one timeline: tokens go in, logits come out, any point can be kept and returned to.
  *
- * append: ids -> chunks -> reserve pages -> forward -> head. A chunk is all or nothing: before a
- * long one the recurrent state is copied aside, and put back when the chunk is cancelled (K/V
- * behind `position` are simply not there). */
+ * append: ids -> chunks -> reserve pages -> forward -> the last hidden state. A chunk is all or
+ * nothing: before a long one the recurrent state is copied aside, and put back when the chunk is
+ * cancelled (K/V behind `position` are simply not there).
+ * logits: the last hidden state -> head, once, when they are asked for. */
 #include <math.h>
 #include <string.h>
 
@@ -21,9 +22,9 @@
 struct qwen35_snapshot {
     q35_cache cache;
     int32_t *ids;
-    float *logits;
-    int has_logits;
-    size_t V;
+    float *hidden; /* [D] */
+    int has_hidden;
+    size_t D;
 };
 
 qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_status *status) {
@@ -31,8 +32,8 @@ qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_s
     if (!session) return NULL;
     session->model = model;
     session->context = context;
-    session->logits = q35_alloc(model->g.V, sizeof(float), "session logits", status);
-    if (!session->logits || q35_cache_init(&session->cache, &model->cache_shape, status)) {
+    session->hidden = q35_alloc(model->g.D, sizeof(float), "session", status);
+    if (!session->hidden || q35_cache_init(&session->cache, &model->cache_shape, status)) {
         qwen35_session_free(session);
         return NULL;
     }
@@ -42,6 +43,7 @@ qwen35_session *qwen35_session_new(qwen35_model *model, size_t context, qwen35_s
 void qwen35_session_free(qwen35_session *session) {
     if (!session) return;
     if (session->cache.shape) q35_cache_free(&session->cache);
+    q35_free(session->hidden);
     q35_free(session->logits);
     q35_free(session->ids);
     q35_free(session);
@@ -50,11 +52,11 @@ void qwen35_session_free(qwen35_session *session) {
 size_t qwen35_session_position(const qwen35_session *session) { return session->cache.position; }
 size_t qwen35_session_context(const qwen35_session *session) { return session->context; }
 const int32_t *qwen35_session_ids(const qwen35_session *session) { return session->ids; }
-const float *qwen35_session_logits(const qwen35_session *session) {
-    return session->has_logits ? session->logits : NULL;
-}
+int qwen35_session_has_logits(const qwen35_session *session) { return session->has_hidden; }
 size_t qwen35_session_bytes(const qwen35_session *session) {
-    return q35_cache_bytes(&session->cache) + session->model->g.V * sizeof(float) +
+    const qwen35_geometry *g = &session->model->g;
+    return q35_cache_bytes(&session->cache) +
+           (g->D + (session->logits ? g->V : 0)) * sizeof(float) +
            session->ids_capacity * sizeof(int32_t);
 }
 
@@ -123,26 +125,66 @@ q35_span q35_session_span(qwen35_session *session, qwen35_input *input, size_t T
     return span;
 }
 
-void q35_session_note(qwen35_session *session, const q35_span *span) {
+void q35_session_note(qwen35_session *session, const q35_span *span, const float *hidden) {
     memcpy(session->ids + session->cache.position - span->T, span->ids,
            span->T * sizeof *span->ids);
+    if (hidden) memcpy(session->hidden, hidden, session->model->g.D * sizeof *hidden);
+    session->has_hidden = hidden != NULL;
+    session->has_logits = 0;
 }
 
-/* All logits of a chunk, or the log-probability of each of its tokens under the token before it. */
+/* ---- logits, when they are asked for ---- */
+
+int q35_session_reserve_logits(qwen35_session *session, qwen35_status *status) {
+    if (!session->logits)
+        session->logits = q35_alloc(session->model->g.V, sizeof(float), "session logits", status);
+    return session->logits ? Q35_OK : status->code;
+}
+
+int qwen35_session_logits(qwen35_session *session, const qwen35_watch *watch, const float **logits,
+                          qwen35_status *status) {
+    qwen35_model *model = session->model;
+    *logits = NULL;
+    status->code = Q35_OK;
+    if (session->has_hidden && !session->has_logits) {
+        if (q35_check_process(model, status) || q35_session_reserve_logits(session, status))
+            return status->code;
+        q35_scratch *scratch = q35_scratch_take(model, status);
+        if (!scratch) return status->code;
+        q35_team team;
+        q35_team_init(&team, model->pool, watch->poll, watch->arg);
+        session->has_logits = !q35_head(model, &team, scratch, session->logits, session->hidden, 1);
+        q35_scratch_give(model, scratch);
+        if (!session->has_logits)
+            return q35_fail(status, Q35_CANCELLED, "cancelled while logits were computed");
+    }
+    if (session->has_hidden) *logits = session->logits;
+    return Q35_OK;
+}
+
+/* ---- append ---- */
+
+/* What is wanted of a chunk beside its last hidden state: logits after each of its tokens h [T, D],
+   or the log-probability of each under the tokens before it. */
 static int chunk_logits(qwen35_session *session, q35_team *team, q35_scratch *s, const int32_t *ids,
                         size_t T, size_t done, const qwen35_append_options *options) {
-    size_t V = session->model->g.V, D = session->model->g.D;
+    const size_t V = session->model->g.V, D = session->model->g.D;
+    const float *h = s->h;
+    if (options->logprobs) { /* a token is foretold by the one before it; x is free by now */
+        memcpy(s->x, session->hidden, D * sizeof *h);
+        memcpy(s->x + D, s->h, (T - 1) * D * sizeof *h);
+        h = s->x;
+    }
     for (size_t t = 0; t < T; t += Q35_LOGIT_ROWS) {
-        size_t rows = T - t < Q35_LOGIT_ROWS ? T - t : Q35_LOGIT_ROWS;
+        const size_t rows = T - t < Q35_LOGIT_ROWS ? T - t : Q35_LOGIT_ROWS;
         float *logits = options->all_logits ? options->all_logits + (done + t) * V : s->logits;
-        if (q35_head(session->model, team, s, logits, s->h + t * D, rows)) return 1;
+        if (q35_head(session->model, team, s, logits, h + t * D, rows)) return 1;
         for (size_t i = 0; options->logprobs && i < rows; i++) {
-            const float *before = i ? logits + (i - 1) * V : session->logits;
-            options->logprobs[done + t + i] = (float)qwen35_logprob(before, V, ids[t + i]);
+            const size_t at = done + t + i;
             float ignored;
-            qwen35_top_logprobs(before, V, 1, &options->most_likely[done + t + i], &ignored);
+            options->logprobs[at] = (float)qwen35_logprob(logits + i * V, V, ids[t + i]);
+            qwen35_top_logprobs(logits + i * V, V, 1, &options->most_likely[at], &ignored);
         }
-        memcpy(session->logits, logits + (rows - 1) * V, V * sizeof(float));
     }
     return 0;
 }
@@ -167,8 +209,6 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
     int stopped = q35_forward(model, team, s, span, 1);
     if (!stopped && all)
         stopped = chunk_logits(session, team, s, span->ids, span->T, done, options);
-    else if (!stopped && span->wanted)
-        stopped = q35_head(model, team, s, s->logits, s->h, 1);
     team->poll = poll;
     if (stopped) {
         memcpy(cache->state, s->backup, state_bytes);
@@ -176,9 +216,8 @@ static int append_chunk(qwen35_session *session, q35_team *team, q35_scratch *s,
         cache->rope_next = rope_next;
         return 1;
     }
-    if (span->wanted && !all) memcpy(session->logits, s->logits, model->g.V * sizeof(float));
-    q35_session_note(session, span);
-    session->has_logits = span->wanted > 0;
+    const float *last = s->h + (span->wanted - 1) * model->g.D;
+    q35_session_note(session, span, span->wanted ? last : NULL);
     return 0;
 }
 
@@ -186,7 +225,7 @@ int qwen35_session_append(qwen35_session *session, const qwen35_input *input,
                           const qwen35_append_options *options, qwen35_status *status) {
     const size_t T = input->T;
     if (q35_session_check(session, input, status)) return status->code;
-    if (options->logprobs && !session->has_logits)
+    if (options->logprobs && !session->has_hidden)
         return q35_fail(status, Q35_ARGUMENT,
                         "scoring needs at least one token before the scored ones");
     if (T == 0) return Q35_OK;
@@ -202,8 +241,6 @@ int qwen35_session_append(qwen35_session *session, const qwen35_input *input,
     for (size_t done = 0; done < T && !status->code;) {
         q35_span span = q35_session_span(session, &rest, rest.T < Q35_CHUNK ? rest.T : Q35_CHUNK);
         if (append_chunk(session, &team, scratch, &span, done, T, options)) {
-            session->has_logits = done == 0 && session->has_logits && !options->logprobs &&
-                                  !options->all_logits && !options->observe;
             q35_fail(status, Q35_CANCELLED, "cancelled after %zu of %zu tokens", done, T);
             break;
         }
@@ -221,26 +258,26 @@ void qwen35_snapshot_free(qwen35_snapshot *snapshot) {
     if (!snapshot) return;
     if (snapshot->cache.shape) q35_cache_free(&snapshot->cache);
     q35_free(snapshot->ids);
-    q35_free(snapshot->logits);
+    q35_free(snapshot->hidden);
     q35_free(snapshot);
 }
 
 qwen35_snapshot *qwen35_session_snapshot(qwen35_session *session, qwen35_status *status) {
-    size_t position = session->cache.position, V = session->model->g.V;
+    size_t position = session->cache.position, D = session->model->g.D;
     qwen35_snapshot *snapshot = q35_alloc(1, sizeof *snapshot, "snapshot", status);
     if (!snapshot) return NULL;
-    snapshot->V = V;
-    snapshot->has_logits = session->has_logits;
+    snapshot->D = D;
+    snapshot->has_hidden = session->has_hidden;
     snapshot->ids = q35_alloc(position + 1, sizeof(int32_t), "snapshot", status);
-    snapshot->logits = q35_alloc(V, sizeof(float), "snapshot", status);
-    if (!snapshot->ids || !snapshot->logits ||
+    snapshot->hidden = q35_alloc(D, sizeof(float), "snapshot", status);
+    if (!snapshot->ids || !snapshot->hidden ||
         q35_cache_init(&snapshot->cache, session->cache.shape, status) ||
         q35_cache_copy(&snapshot->cache, &session->cache, status)) {
         qwen35_snapshot_free(snapshot);
         return NULL;
     }
     if (position) memcpy(snapshot->ids, session->ids, position * sizeof(int32_t));
-    memcpy(snapshot->logits, session->logits, V * sizeof(float));
+    memcpy(snapshot->hidden, session->hidden, D * sizeof(float));
     return snapshot;
 }
 
@@ -256,8 +293,9 @@ int qwen35_session_restore(qwen35_session *session, const qwen35_snapshot *snaps
     if (q35_cache_copy(&session->cache, &snapshot->cache, status)) return status->code;
     if (snapshot->cache.position)
         memcpy(session->ids, snapshot->ids, snapshot->cache.position * sizeof(int32_t));
-    memcpy(session->logits, snapshot->logits, snapshot->V * sizeof(float));
-    session->has_logits = snapshot->has_logits;
+    memcpy(session->hidden, snapshot->hidden, snapshot->D * sizeof(float));
+    session->has_hidden = snapshot->has_hidden;
+    session->has_logits = 0;
     return Q35_OK;
 }
 
@@ -268,8 +306,8 @@ qwen35_session *qwen35_session_fork(qwen35_session *session, qwen35_status *stat
     if (reserve_ids(fork, position, status)) goto fail;
     if (q35_cache_copy(&fork->cache, &session->cache, status)) goto fail;
     if (position) memcpy(fork->ids, session->ids, position * sizeof(int32_t));
-    memcpy(fork->logits, session->logits, session->model->g.V * sizeof(float));
-    fork->has_logits = session->has_logits;
+    memcpy(fork->hidden, session->hidden, session->model->g.D * sizeof(float));
+    fork->has_hidden = session->has_hidden;
     return fork;
 fail:
     qwen35_session_free(fork);
@@ -280,15 +318,15 @@ size_t qwen35_snapshot_position(const qwen35_snapshot *snapshot) {
     return snapshot->cache.position;
 }
 size_t qwen35_snapshot_bytes(const qwen35_snapshot *snapshot) {
-    return q35_cache_bytes(&snapshot->cache) + snapshot->V * sizeof(float) +
+    return q35_cache_bytes(&snapshot->cache) + snapshot->D * sizeof(float) +
            snapshot->cache.position * sizeof(int32_t);
 }
 
-/* ---- the timeline as bytes: header, ids, logits, state and tails, pages ---- */
+/* ---- the timeline as bytes: header, ids, last hidden state, state and tails, pages ---- */
 
 typedef struct dump_header {
-    uint64_t position, pages, page_bytes, state_bytes, V;
-    int32_t rope_next, has_logits;
+    uint64_t position, pages, page_bytes, state_bytes, V, D;
+    int32_t rope_next, has_hidden;
 } dump_header;
 
 static dump_header header_of(const qwen35_session *session) {
@@ -298,12 +336,13 @@ static dump_header header_of(const qwen35_session *session) {
                          .page_bytes = cache->shape->page_bytes,
                          .state_bytes = q35_cache_state_floats(cache->shape) * sizeof(float),
                          .V = session->model->g.V,
+                         .D = session->model->g.D,
                          .rope_next = cache->rope_next,
-                         .has_logits = session->has_logits};
+                         .has_hidden = session->has_hidden};
 }
 
 static size_t bytes_of(const dump_header *h) {
-    return sizeof *h + h->position * sizeof(int32_t) + h->V * sizeof(float) + h->state_bytes +
+    return sizeof *h + h->position * sizeof(int32_t) + h->D * sizeof(float) + h->state_bytes +
            h->pages * h->page_bytes;
 }
 
@@ -328,7 +367,7 @@ void qwen35_session_dump(const qwen35_session *session, void *bytes) {
     char *out = bytes;
     put(&out, &h, sizeof h);
     put(&out, session->ids, h.position * sizeof(int32_t));
-    put(&out, session->logits, h.V * sizeof(float));
+    put(&out, session->hidden, h.D * sizeof(float));
     put(&out, session->cache.state, h.state_bytes);
     for (size_t i = 0; i < h.pages; i++) put(&out, session->cache.pages[i]->data, h.page_bytes);
 }
@@ -337,7 +376,8 @@ void qwen35_session_dump(const qwen35_session *session, void *bytes) {
 static int check_dump(const qwen35_session *session, const dump_header *h, const char *ids,
                       size_t n, qwen35_status *status) {
     dump_header own = header_of(session);
-    if (h->page_bytes != own.page_bytes || h->state_bytes != own.state_bytes || h->V != own.V)
+    if (h->page_bytes != own.page_bytes || h->state_bytes != own.state_bytes || h->V != own.V ||
+        h->D != own.D)
         return q35_fail(status, Q35_FORMAT,
                         "session dump: made by a model of another shape or kv_dtype");
     if (h->position > session->context)
@@ -383,11 +423,12 @@ int qwen35_session_undump(qwen35_session *session, const void *bytes, size_t n,
     q35_cache_free(&session->cache);
     session->cache = fresh;
     get(session->ids, &in, h.position * sizeof(int32_t));
-    get(session->logits, &in, h.V * sizeof(float));
+    get(session->hidden, &in, h.D * sizeof(float));
     get(session->cache.state, &in, h.state_bytes);
     for (size_t i = 0; i < h.pages; i++) get(session->cache.pages[i]->data, &in, h.page_bytes);
     session->cache.position = h.position;
     session->cache.rope_next = h.rope_next;
-    session->has_logits = h.has_logits != 0;
+    session->has_hidden = h.has_hidden != 0;
+    session->has_logits = 0;
     return Q35_OK;
 }

@@ -129,3 +129,29 @@ int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y,
     q35_kernels_select(own);
     return status->code;
 }
+
+int q35_try_screen(const char *target, const q35_matrix *head, const float *h,
+                   const q35_screening *wanted, q35_screen_trial *y, qwen35_status *status) {
+    if (!find(target, status)) return status->code;
+    const size_t V = head->rows, D = head->cols;
+    const char *own = q35_kernel->name;
+    q35_kernels_select(target);
+    q35_team team;
+    q35_team_init(&team, NULL, NULL, NULL);
+    q35_screen *screen = q35_screen_new(head, status);
+    float *memory = q35_alloc(q35_linear_floats(D, 1, 1), 4, "scratch", status);
+    if (!status->code) {
+        while (!q35_screen_ready(screen, &team)) continue;
+        q35_product product = {head, y->logits, V};
+        q35_linear(&team, &product, 1, h, D, 1, 0, memory);
+        q35_screen_multiply(screen, &team, y->approx, h, 1, memory);
+        memcpy(y->reach, screen->reach, V * sizeof *y->reach);
+        memcpy(y->chosen, y->approx, V * sizeof *y->chosen);
+        y->found = q35_screen_find(screen, y->rows, y->chosen, V, h, wanted);
+        q35_screen_logits(screen, y->chosen, y->rows, y->found, h);
+    }
+    q35_screen_free(screen);
+    q35_free(memory);
+    q35_kernels_select(own);
+    return status->code;
+}

@@ -4,6 +4,7 @@
 #define Q35_TRIAL_H
 
 #include "kernels/kernels.h"
+#include "screen.h"
 #include "status.h"
 #include "weights.h"
 
@@ -27,5 +28,17 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
 int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y, size_t T,
                     int packed, int add, int threads, double *seconds, int repeat,
                     qwen35_status *status);
+
+/* What a screen of a head [V, D], made whole, makes of h [D]. */
+typedef struct q35_screen_trial {
+    float *approx, *reach; /* [V] */
+    float *logits;         /* [V] those of the head itself */
+    int32_t *rows;         /* [V / 16] */
+    float *chosen;         /* [V] logits of those rows */
+    size_t found;          /* their number */
+} q35_screen_trial;
+
+int q35_try_screen(const char *target, const q35_matrix *head, const float *h,
+                   const q35_screening *wanted, q35_screen_trial *y, qwen35_status *status);
 
 #endif

@@ -60,7 +60,7 @@ def plan_memory(
     geometry: Geometry, *, threads: int = 1, kv_dtype: KvDtype = "float16"
 ) -> dict[str, int]:
     """What `Model.memory` of such a model says, but for its weights: owned, kv_per_token, state,
-    scratch.
+    scratch, and screen, if there is one.
     """
 
 def cpu() -> dict[str, Any]:
@@ -80,10 +80,16 @@ class Model:
         *,
         threads: int = 1,
         kv_dtype: KvDtype = "float16",
+        # whether draws that need few logits look for them in a smaller copy of the head first,
+        # which the first of them make; not of a head in blocks
+        screen: bool = False,
         progress: Callable[[int, int], object] | None = None,  # bytes laid out, bytes in all
     ) -> None: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def screened(self) -> tuple[int, int]:
+        """Draws that the copy of the head decided, and that it left to the head."""
     @property
     def laid_out(self) -> list[str]:
         """Names of the matrices whose blocks the core has a copy of and let go of."""
@@ -93,7 +99,7 @@ class Model:
 
     def memory(self) -> dict[str, int]:
         """Bytes: weights (as given), owned (f32 copies of small vectors), kv_per_token, state (of
-        one session), scratch.
+        one session), scratch, screen (the copy of the head once it is whole; 0: none).
         """
     def session(self, context: int) -> Session: ...
     def batch(self, size: int) -> Batch:
@@ -132,7 +138,12 @@ class Session:
         """A copy of the tokens in the timeline, [position]."""
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """Logits after the last token, [V]; None before the first."""
+        """Logits after the last token, [V]; None before the first. Computed by the first who asks
+        and kept until the timeline changes.
+        """
+    @property
+    def has_logits(self) -> bool:
+        """Whether `logits` is not None; computes nothing."""
     @property
     def nbytes(self) -> int: ...
     def prefill(
@@ -226,7 +237,7 @@ class Batch:
         its prompt, and says the next token if that was all. An entry is what next() would give, or
         None: its prompt is not read yet, or its finish_reason is set. Bits are those of the stream
         alone. A stream that is cancelled leaves at the next step. Interrupted, or when all of them
-        are cancelled: at the next poll, and then their sessions are empty.
+        are cancelled: at the next poll, and then sessions that were reading are empty.
         """
 
 def sample(
@@ -288,6 +299,19 @@ def kernels() -> tuple[str, ...]:
 
 def run_kernel(target: str, name: str, *args: Any) -> None:
     """Call one kernel of one target on arrays, for tests (py/testing.c has the argument lists)."""
+
+def run_screen(
+    target: str,
+    head: NDArray[Any],  # [V, D] float32, float16, or bfloat16 seen as uint16
+    h: NDArray[np.float32],  # [D]
+    *,
+    k: int = 1,
+    margin: float = 0.0,
+    always: Sequence[int] | NDArray[np.int32] = (),
+) -> dict[str, NDArray[Any]]:
+    """What a screen of a head makes of a hidden state on one target, for tests: approx, reach [V],
+    rows [n] and chosen [n], their logits; and logits [V], the head's own.
+    """
 
 def run_product(
     target: str,

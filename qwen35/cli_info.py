@@ -22,7 +22,7 @@ from typing import Any
 from .blocks import stored_type
 from .cli import KV_DTYPES, add_traceback
 
-BYTES = ("weights", "of them mapped", "K/V per token", "K/V", "state", "scratch", "total")
+BYTES = ("weights", "of them mapped", "K/V per token", "K/V", "state", "scratch", "screen", "total")
 BYTES += ("available",)
 
 
@@ -143,6 +143,7 @@ def memory(
         "K/V": plan.kv,
         "state": plan.state,
         "scratch": plan.scratch,
+        "screen": plan.screen,
         "total": plan.total,
     }
     return found if available is None else {**found, "available": available}

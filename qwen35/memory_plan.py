@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import BlockSpan
-from .checkpoint import EMBEDDING, Checkpoint
+from .checkpoint import EMBEDDING, HEAD, Checkpoint
 from .config import Config
 from .machine import available_memory
 from .quantize import block_bytes, plan
@@ -30,6 +30,9 @@ LEAST_DEFAULT_CONTEXT = 4_096
 SPARE = 0.1  # of what is available: a default context leaves it to Python, images, other programs
 SMALL_BITS = 6  # a weight: models of fewer are not told to take a smaller type
 PAGE = 64  # tokens of a K/V page
+# A smaller head is read so fast that a copy to look into saves little.
+SCREEN_WEIGHTS = 1 << 24
+SLOW_CODES = ("c", "neon")  # targets that multiply six-bit codes more slowly than they read bf16
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class MemoryPlan:
     kv_per_token: int
     state: int  # recurrent state of one session
     scratch: int
+    screen: int  # the copy of the head that draws look into first, once it is whole
     context: int  # tokens
     parameters: int  # of the weights in use
 
@@ -55,7 +59,7 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """The total of `Model.memory()`."""
-        return self.weights + self.kv + self.state + self.scratch
+        return self.weights + self.kv + self.state + self.scratch + self.screen
 
     @property
     def allocated(self) -> int:
@@ -65,7 +69,7 @@ class MemoryPlan:
     @property
     def least(self) -> int:
         """All that must fit, but for the K/V."""
-        return self.allocated + self.state + self.scratch
+        return self.allocated + self.state + self.scratch + self.screen
 
     def fitting_context(self, available: int) -> int:
         """Tokens whose K/V fits `available` bytes beside the rest, in whole pages."""
@@ -82,6 +86,7 @@ def make_plan(
     dtype: str = "auto",
     recipe: str | None = None,
     vision: bool = True,
+    screen: bool | str = "auto",
 ) -> MemoryPlan:
     """The plan of a model that is loaded so. Raises ValueError for a kv_dtype whose blocks the
     heads do not fit.
@@ -103,16 +108,41 @@ def make_plan(
             beside += size if name in made and laid_out else 0  # as made, and as laid out
         elif name in made or (dtype == "bfloat16" and is_converted(tensors.span(name))):
             beside += size
-    return MemoryPlan(
+    plan = MemoryPlan(
         weights=weights,
         mapped=mapped,
         beside=beside,
         kv_per_token=core["kv_per_token"],
         state=core["state"],
         scratch=core["scratch"],
+        screen=core["screen"] if is_screened(checkpoint, made, screen) else 0,
         context=context,
         parameters=sum(math.prod(tensors.span(name).shape) for name in used),
     )
+    return without_screen(plan) if screen == "auto" else plan
+
+
+def is_screened(checkpoint: Checkpoint, made: dict[str, str], screen: bool | str) -> bool:
+    """Whether the head gets a copy that draws look into first: `made` are matrices that become
+    blocks. The core makes none of blocks, nor of rows that are no multiple of 32 long.
+    """
+    from . import _core
+
+    name = EMBEDDING if checkpoint.config.text.tie_word_embeddings else HEAD
+    span = checkpoint.tensors.span(name)
+    if name in made or isinstance(span, BlockSpan) or span.shape[1] % 32:
+        return False
+    if screen != "auto":
+        return bool(screen)
+    return math.prod(span.shape) >= SCREEN_WEIGHTS and _core.cpu()["isa"] not in SLOW_CODES
+
+
+def without_screen(plan: MemoryPlan) -> MemoryPlan:
+    """The plan, without the screen where that does not fit beside all weights, mapped ones too."""
+    available = available_memory()
+    if available is None or plan.least + plan.mapped <= (1 - SPARE) * available:
+        return plan
+    return replace(plan, screen=0)
 
 
 def core_geometry(checkpoint: Checkpoint, *, dtype: str, vision: bool) -> Any:
@@ -210,7 +240,7 @@ def _refusal(plan: MemoryPlan, where: str, available: int, kv_dtype: str) -> str
     return (
         f"{where}: context={plan.context} takes {gib(plan.kv)} of K/V "
         f"({kv_dtype}); with {gib(plan.allocated)} of weights{mapped}, "
-        f"{gib(plan.state)} of state and {gib(plan.scratch)} of scratch that is "
+        f"{gib(plan.state)} of state and {gib(plan.scratch + plan.screen)} of scratch that is "
         f"{gib(plan.least + plan.kv)}, but {gib(available)} are available; take "
         f"{', '.join([*ways, 'or free memory'])}"
     )
@@ -219,7 +249,8 @@ def _refusal(plan: MemoryPlan, where: str, available: int, kv_dtype: str) -> str
 def _parts(plan: MemoryPlan) -> str:
     return (
         f"{gib(plan.weights + plan.beside)} of weights, {gib(plan.kv)} of K/V for "
-        f"{plan.context:,} tokens, {gib(plan.state)} of state and {gib(plan.scratch)} of scratch"
+        f"{plan.context:,} tokens, {gib(plan.state)} of state and "
+        f"{gib(plan.scratch + plan.screen)} of scratch"
     )
 
 

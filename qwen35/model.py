@@ -281,7 +281,8 @@ class Model:
 
     def memory(self, *, context: int | None = None) -> dict[str, int]:
         """Bytes: weights, kv (one session at `context` tokens, default the model's), state (its
-        recurrent state), scratch, and their total.
+        recurrent state), scratch, screen (the copy of the head that draws look into first, once it
+        is whole), and their total.
         """
         self._gate.check()
         native = self._native().memory()
@@ -291,6 +292,7 @@ class Model:
             "kv": native["kv_per_token"] * tokens,
             "state": native["state"],
             "scratch": native["scratch"],
+            "screen": native["screen"],
         }
         return {**parts, "total": sum(parts.values())}
 

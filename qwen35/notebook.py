@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from .results import Generation, ToolCall, Usage
 
 DELTANET, ATTENTION = "#4c9f70", "#d97706"
-PARTS = {"weights": "#3b6ea5", "kv": "#d97706", "state": "#4c9f70", "scratch": "#8b8b8b"}
-LABELS = {"weights": "weights", "kv": "K/V", "state": "state", "scratch": "scratch"}
+PARTS = {
+    "weights": "#3b6ea5",
+    "kv": "#d97706",
+    "state": "#4c9f70",
+    "scratch": "#8b8b8b",
+    "screen": "#b07aa1",
+}
+LABELS = {part: "K/V" if part == "kv" else part for part in PARTS}
 BOX = "font:13px/1.45 system-ui,sans-serif;border:1px solid #8884;border-radius:6px;padding:10px"
 CELL = "display:inline-block;width:14px;height:18px;margin:1px;border-radius:2px"
 CARD = "border-left:3px solid #3b6ea5;padding:4px 8px;margin:6px 0"

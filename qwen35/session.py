@@ -75,7 +75,9 @@ class Session:
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """Logits after the last token, float32 [V]; None before the first."""
+        """Logits after the last token, float32 [V]; None before the first. Computed when they are
+        first asked for.
+        """
         return self._open().logits
 
     @property
@@ -234,7 +236,7 @@ class Session:
         """(tokens of a prompt this session can start from, tokens that its timeline shares)."""
         past = self._keys()
         shared = common_prefix(past, keys)
-        if shared == len(past) and (shared < len(keys) or self._open().logits is not None):
+        if shared == len(past) and (shared < len(keys) or self._open().has_logits):
             return shared, shared
         usable = (mark.position for mark in self._marks if mark.position <= shared)
         return max(usable, default=0), shared

@@ -27,7 +27,7 @@ from .errors import ModelFormatError
 from .json_file import open_regular, parse_json, shown
 
 MAGIC = b"qwen35-session\n"
-VERSION = 1
+VERSION = 2  # 1 held logits where 2 holds the last hidden state
 MAX_HEADER_BYTES = 1 << 20
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32")
 

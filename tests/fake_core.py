@@ -37,7 +37,8 @@ class FakeModel:
         self.appended = 0  # tokens computed by all sessions
 
     def memory(self) -> dict[str, int]:
-        return {"weights": 1000, "owned": 24, "kv_per_token": 16, "state": 64, "scratch": 128}
+        sizes = {"weights": 1000, "owned": 24, "kv_per_token": 16, "state": 64, "scratch": 128}
+        return {**sizes, "screen": 0}
 
     def session(self, context: int) -> FakeSession:
         return FakeSession(self, context)
@@ -73,6 +74,10 @@ class FakeSession:
     @property
     def logits(self) -> NDArray[np.float32] | None:
         return self.model.logits(self._ids) if self._has_logits else None
+
+    @property
+    def has_logits(self) -> bool:
+        return self._has_logits
 
     def prefill(
         self, ids: NDArray[np.int32], *, position_ids: Any = None, progress: Any = None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import qwen35
-from qwen35 import cli, memory_plan
+from qwen35 import _core, cli, memory_plan
 from qwen35.checkpoint import open_checkpoint
 from qwen35.gguf_export import export
 from qwen35.gguf_export_keys import kept_keys
@@ -32,7 +32,7 @@ WIDE = {
 # 2 * 2 * 64 elements; int16 has a factor for each K and V
 PER_TOKEN = {"float32": 1024, "float16": 512, "int16": 528, "bfloat16": 512, "q8_0": 272}
 STATE = 4 * 3 * (4 * 12 * 20 + 3 * (2 * 2 * 12 + 4 * 20))
-PARTS = {"weights": "weights", "kv": "K/V", "state": "state", "scratch": "scratch"}
+PARTS = {"weights": "weights", "kv": "K/V"} | {n: n for n in ("state", "scratch", "screen")}
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +242,29 @@ def test_blocks_must_fit_and_mapped_weights_need_not(
         qwen35.load(gguf)
     with pytest.warns(UserWarning, match="read from disk again and again"):
         qwen35.load(wide).close()
+
+
+def test_a_copy_of_the_head_is_counted_and_left_out_where_it_would_not_fit(
+    wide: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """26 bytes for 32 weights of whole panels of 16 rows, and 4 a row; V is 307."""
+    copy = 320 * 256 // 32 * 26 + 307 * 4
+    for screen, size in (("auto", 0), (True, copy), (False, 0)):  # so small a head needs none
+        with qwen35.load(wide, context=64, threads=1, screen=screen) as model:
+            assert model.memory()["screen"] == size
+    monkeypatch.setattr(memory_plan, "SCREEN_WEIGHTS", 307 * 256)
+    monkeypatch.setattr(memory_plan, "SLOW_CODES", (_core.cpu()["isa"],))
+    assert info(capsys, str(wide))["screen"] == 0
+    monkeypatch.setattr(memory_plan, "SLOW_CODES", ())
+    assert info(capsys, str(wide))["screen"] == copy
+    assert info(capsys, str(gguf))["screen"] == 0  # blocks
+    with qwen35.load(wide, context=64, threads=1) as model:
+        memory = model.memory()
+        assert memory["screen"] == copy and sum(memory.values()) == 2 * memory["total"]
+    with qwen35.load(wide, quantize="q8_0", context=64, threads=1, screen=True) as model:
+        assert model.memory()["screen"] == 0
+    with_available(monkeypatch, memory["total"])  # not a byte to spare
+    with qwen35.load(wide, context=64, threads=1) as model:
+        assert model.memory()["screen"] == 0
+    with pytest.raises(ValueError, match="screen='on': expected 'auto', True or False"):
+        qwen35.load(wide, screen="on")

@@ -184,7 +184,7 @@ def damaged(data: bytes, how: str) -> bytes:
     if how == "header length":
         return data[:15] + (2**62).to_bytes(8, "little") + data[23:]
     changes = {
-        "version": {"version": 2},
+        "version": {"version": 1},
         "other model": {"fingerprint": "0" * 64},
         "shape": {"arrays": [{**header["arrays"][0], "shape": [-1]}]},
         "huge": {"arrays": [{**header["arrays"][0], "shape": [2**62, 2**62]}]},
@@ -203,7 +203,7 @@ def damaged(data: bytes, how: str) -> bytes:
         ("longer", "bytes of data"),
         ("flipped", "checksum"),
         ("header length", "header length"),
-        ("version", "version 2"),
+        ("version", "version 1: this package reads 2"),
         ("other model", "another model"),
         ("shape", "expected name, dtype and shape"),
         ("huge", "bytes of data"),

@@ -25,11 +25,15 @@ FLOORS = (
     {"kernels/"},
     {"qwen35"},
     {"weights", "pack"},
-    {"linear", "fixed", "norm_rope", "trial"},
+    {"linear", "fixed", "norm_rope"},
+    {"screen"},
+    {"trial"},
     {"kv", "cache", "scratch.h", "span"},
     {"attend", "attention", "deltanet", "mlp", "vision"},
     {"model", "mtp", "scratch.c"},  # scratch.c asks every part how much it wants
-    {"session", "batch", "sample"},
+    {"session", "sample"},
+    {"draw"},
+    {"batch"},
     {"py/"},
 )
 

@@ -69,7 +69,8 @@ typedef struct q35_packing {
     statement(Q35_Q4_K);            \
     statement(Q35_Q5_K);            \
     statement(Q35_Q6_K);            \
-    statement(Q35_IQ4_XS);
+    statement(Q35_IQ4_XS);          \
+    statement(Q35_Q6_0);
 
 /* bits, group, offset, leveled, scaled, mins */
 static inline q35_packing q35_packing_of(q35_dtype dtype) {
@@ -84,6 +85,7 @@ static inline q35_packing q35_packing_of(q35_dtype dtype) {
     case Q35_Q5_K: return (q35_packing){5, 32, 0, 0, 1, 1};
     case Q35_Q6_K: return (q35_packing){6, 16, 32, 0, 1, 0};
     case Q35_IQ4_XS: return (q35_packing){4, 32, 0, 1, 1, 0};
+    case Q35_Q6_0: return (q35_packing){6, 32, 32, 0, 0, 0};
     default: return (q35_packing){0, 0, 0, 0, 0, 0};
     }
 }

@@ -54,6 +54,17 @@ static int poll_step(void *arg) {
     return cancelled == s->n || q35_watch_poll(&s->watch);
 }
 
+/* What a part of the step came to. 0; 1 when cancelled, which ends the streams; -1 with an
+   exception. */
+static int settle(step *s, const qwen35_status *status) {
+    for (size_t k = 0; k < s->n && status->code == Q35_CANCELLED; k++)
+        s->streams[k]->finish = "cancelled";
+    if (s->watch.raised || PyErr_CheckSignals()) return -1;
+    if (status->code && status->code != Q35_CANCELLED)
+        return q35_raise(q35_state_of((PyObject *)s->batch), status), -1;
+    return status->code ? 1 : 0;
+}
+
 /* Every session reads its share. 0; 1 when cancelled; -1 with an exception. Either of these ends
    the streams: their sessions are empty. */
 static int read_all(step *s) {
@@ -67,35 +78,37 @@ static int read_all(step *s) {
     s->watch.thread = PyEval_SaveThread();
     qwen35_batch_step(s->batch->batch, sessions, inputs, s->n, poll_step, s, &status);
     PyEval_RestoreThread(s->watch.thread);
-    for (size_t k = 0; k < s->n; k++) {
+    for (size_t k = 0; k < s->n && !status.code; k++) {
         StreamObject *stream = s->streams[k];
-        if (status.code == Q35_CANCELLED) stream->finish = "cancelled";
-        if (status.code) continue;
         size_t n = stream->rest.T - inputs[k].T;
         stream->rest = inputs[k];
         q35_stream_note(stream, n);
     }
-    if (s->watch.raised || PyErr_CheckSignals()) return -1;
-    if (status.code && status.code != Q35_CANCELLED)
-        return q35_raise(q35_state_of((PyObject *)s->batch), &status), -1;
-    return status.code ? 1 : 0;
+    return settle(s, &status);
 }
 
-/* The next token of every stream that has read all it was given, into ids; `next` tells which. */
+/* The next token of every stream that has read all it was given, into ids; `next` tells which. As
+   read_all, but that the sessions are what they were. */
 static int choose_all(step *s, int32_t *ids, int *next) {
     qwen35_draw draws[QWEN35_MAX_BATCH];
     size_t from[QWEN35_MAX_BATCH], n = 0;
+    qwen35_watch seen = {.poll = poll_step, .arg = s};
+    qwen35_status status = {0};
     for (size_t k = 0; k < s->n; k++) {
         StreamObject *stream = s->streams[k];
         next[k] = stream->rest.T == 0 ? q35_stream_goes_on(stream) : 0;
         if (next[k] < 0) return -1;
-        if (!next[k] || q35_stream_forced(stream, &ids[k])) continue;
+        if (!next[k]) continue;
         from[n] = k;
-        draws[n++] = q35_stream_draw(stream);
+        int open = q35_stream_draw(stream, &draws[n]);
+        ids[k] = draws[n].id;
+        n += (size_t)open;
     }
-    Py_BEGIN_ALLOW_THREADS qwen35_batch_draw(s->batch->batch, draws, n);
-    Py_END_ALLOW_THREADS for (size_t i = 0; i < n; i++) ids[from[i]] = draws[i].id;
-    return 0;
+    s->watch.thread = PyEval_SaveThread();
+    qwen35_batch_draw(s->batch->batch, draws, n, &seen, &status);
+    PyEval_RestoreThread(s->watch.thread);
+    for (size_t i = 0; i < n; i++) ids[from[i]] = draws[i].id;
+    return settle(s, &status);
 }
 
 /* Fills `tokens`, a list of None. */
@@ -109,12 +122,13 @@ static int run_step(step *s, PyObject *tokens) {
     failed = choose_all(s, ids, next);
     double took = q35_seconds() - start;
     for (size_t k = 0; k < s->n; k++) *phases[k] += took;
-    for (size_t k = 0; !failed && k < s->n; k++) {
+    if (failed) return failed < 0 ? -1 : 0;
+    for (size_t k = 0; k < s->n; k++) {
         if (!next[k]) continue;
         PyObject *token = q35_stream_deliver(s->streams[k], ids[k]);
-        failed = !token || PyList_SetItem(tokens, (Py_ssize_t)s->places[k], token);
+        if (!token || PyList_SetItem(tokens, (Py_ssize_t)s->places[k], token)) return -1;
     }
-    return failed ? -1 : 0;
+    return 0;
 }
 
 /* Enters the sessions of the streams that still run. 0, or -1 with none of them entered. */
@@ -151,8 +165,8 @@ PyDoc_STRVAR(step_doc,
              "step(streams) -> list\n\nOne forward call: every stream reads its last token or a "
              "part of its prompt, and says the next token if that was all. One entry a stream: "
              "what next() would give, or None; finish_reason tells whether more comes. "
-             "Interrupted, or with all of them cancelled, the streams end and their sessions are "
-             "empty.");
+             "Interrupted, or with all of them cancelled, the streams end; sessions that were "
+             "reading are empty.");
 
 static PyObject *batch_step(BatchObject *self, PyObject *argument) {
     PyObject *streams = PySequence_Tuple(argument), *tokens = NULL;

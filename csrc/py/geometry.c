@@ -233,9 +233,10 @@ PyObject *q35_plan_memory(PyObject *module, PyObject *args, PyObject *kwargs) {
         if (qwen35_plan_memory(&g, threads, kv_dtype, &m, &status))
             q35_raise(PyModule_GetState(module), &status);
         else
-            result = Py_BuildValue("{s:n,s:n,s:n,s:n}", "owned", (Py_ssize_t)m.owned,
-                                   "kv_per_token", (Py_ssize_t)m.kv_per_token, "state",
-                                   (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
+            result =
+                Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "owned", (Py_ssize_t)m.owned, "kv_per_token",
+                              (Py_ssize_t)m.kv_per_token, "state", (Py_ssize_t)m.state, "scratch",
+                              (Py_ssize_t)m.scratch, "screen", (Py_ssize_t)m.screen);
     }
     q35_geometry_clear(&owner);
     return result;

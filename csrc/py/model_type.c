@@ -87,7 +87,8 @@ static int lookup(void *arg, const char *name, qwen35_tensor *tensor) {
 }
 
 PyDoc_STRVAR(model_doc,
-             "Model(geometry, tensors, *, threads=1, kv_dtype='float16', progress=None)\n\n"
+             "Model(geometry, tensors, *, threads=1, kv_dtype='float16', screen=False, "
+             "progress=None)\n\n"
              "Weights bound to names, matrices of blocks laid out for the processor meanwhile: "
              "progress(done_bytes, total_bytes) tells how far. Immutable; shared by threads and "
              "sessions.");
@@ -120,12 +121,13 @@ static int let_arrays_go(ModelObject *self) {
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"geometry", "tensors", "threads", "kv_dtype", "progress", NULL};
+    static char *names[] = {"geometry", "tensors",  "threads", "kv_dtype",
+                            "screen",   "progress", NULL};
     PyObject *geometry, *tensors, *progress = Py_None;
-    int threads = 1;
+    int threads = 1, screen = 0;
     const char *kv_name = "float16";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$isO:Model", names, &geometry, &tensors,
-                                     &threads, &kv_name, &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$ispO:Model", names, &geometry, &tensors,
+                                     &threads, &kv_name, &screen, &progress))
         return NULL;
     q35_dtype kv_dtype;
     if (q35_dtype_by_name(kv_name, &kv_dtype)) return NULL;
@@ -141,6 +143,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     tensor_source source = {tensors, self->arrays, self->names};
     qwen35_status status = {0};
     self->model = qwen35_model_new(&g, lookup, &source, threads, kv_dtype, &status);
+    if (self->model && screen && qwen35_model_screen(self->model, &status)) {
+        q35_raise(PyType_GetModuleState(type), &status);
+        goto fail;
+    }
     if (!self->model && !PyErr_Occurred()) q35_raise(PyType_GetModuleState(type), &status);
     if (self->model &&
         !pack(self, PyType_GetModuleState(type), progress == Py_None ? NULL : progress) &&
@@ -178,15 +184,23 @@ static PyObject *model_threads(ModelObject *self, void *closure) {
 }
 
 PyDoc_STRVAR(memory_doc, "memory() -> dict[str, int]\n\nBytes of weights, owned vectors, K/V per "
-                         "token, state of one session, scratch.");
+                         "token, state of one session, scratch, screen.");
 
 static PyObject *model_memory(ModelObject *self, PyObject *ignored) {
     (void)ignored;
     qwen35_memory m;
     qwen35_model_memory(self->model, &m);
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "weights", (Py_ssize_t)m.weights, "owned",
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "weights", (Py_ssize_t)m.weights, "owned",
                          (Py_ssize_t)m.owned, "kv_per_token", (Py_ssize_t)m.kv_per_token, "state",
-                         (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch);
+                         (Py_ssize_t)m.state, "scratch", (Py_ssize_t)m.scratch, "screen",
+                         (Py_ssize_t)m.screen);
+}
+
+static PyObject *model_screened(ModelObject *self, void *closure) {
+    (void)closure;
+    size_t chosen, given;
+    qwen35_model_screened(self->model, &chosen, &given);
+    return Py_BuildValue("(nn)", (Py_ssize_t)chosen, (Py_ssize_t)given);
 }
 
 /* Patches of all grids, in `total`; -1 with an exception where a grid is not one. */
@@ -355,6 +369,8 @@ static PyGetSetDef model_getset[] = {
     {"laid_out", (getter)model_laid_out, NULL,
      "Names of the matrices whose blocks the core has a copy of and let go of.", NULL},
     {"threads", (getter)model_threads, NULL, "Threads of one computation.", NULL},
+    {"screened", (getter)model_screened, NULL,
+     "Draws that the copy of the head decided, and that it left to the head.", NULL},
     {"feature_shape", (getter)model_feature_shape, NULL,
      "(1 + DeepStack layers, D) of the features of one image token; None without a tower.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

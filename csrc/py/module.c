@@ -79,6 +79,8 @@ static PyMethodDef functions[] = {
     {"run_kernel", q35_run_kernel, METH_VARARGS, q35_run_kernel_doc},
     {"run_product", (PyCFunction)(void (*)(void))q35_run_product, METH_VARARGS | METH_KEYWORDS,
      q35_run_product_doc},
+    {"run_screen", (PyCFunction)(void (*)(void))q35_run_screen, METH_VARARGS | METH_KEYWORDS,
+     q35_run_screen_doc},
     {"formats", q35_py_formats, METH_NOARGS, q35_py_formats_doc},
     {"decode_blocks", q35_py_decode_blocks, METH_VARARGS, q35_py_decode_blocks_doc},
     {"encode_blocks", (PyCFunction)(void (*)(void))q35_py_encode_blocks,

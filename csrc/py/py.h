@@ -113,6 +113,7 @@ PyObject *q35_py_sample(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_kernel_names(PyObject *module, PyObject *ignored);
 PyObject *q35_run_kernel(PyObject *module, PyObject *args);
 PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *q35_run_screen(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *q35_py_formats(PyObject *module, PyObject *ignored);
 PyObject *q35_py_decode_blocks(PyObject *module, PyObject *args);
 PyObject *q35_py_encode_blocks(PyObject *module, PyObject *args, PyObject *kwargs);
@@ -122,8 +123,9 @@ PyObject *q35_py_polish_window(PyObject *module, PyObject *args);
 PyObject *q35_py_pack_fitted(PyObject *module, PyObject *args);
 
 extern const char q35_expected_tensors_doc[], q35_plan_memory_doc[], q35_sample_doc[],
-    q35_kernel_names_doc[], q35_run_kernel_doc[], q35_run_product_doc[], q35_py_formats_doc[],
-    q35_py_decode_blocks_doc[], q35_py_encode_blocks_doc[], q35_py_fitted_bytes_doc[],
-    q35_py_feed_window_doc[], q35_py_polish_window_doc[], q35_py_pack_fitted_doc[];
+    q35_kernel_names_doc[], q35_run_kernel_doc[], q35_run_product_doc[], q35_run_screen_doc[],
+    q35_py_formats_doc[], q35_py_decode_blocks_doc[], q35_py_encode_blocks_doc[],
+    q35_py_fitted_bytes_doc[], q35_py_feed_window_doc[], q35_py_polish_window_doc[],
+    q35_py_pack_fitted_doc[];
 
 #endif

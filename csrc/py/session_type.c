@@ -405,13 +405,27 @@ static PyObject *session_ids(SessionObject *self, void *closure) {
 static PyObject *session_logits(SessionObject *self, void *closure) {
     (void)closure;
     if (q35_session_enter(self)) return NULL;
-    const float *logits = qwen35_session_logits(self->session);
+    const float *logits;
+    watch w = {0};
+    qwen35_watch seen = {.poll = q35_watch_poll, .arg = &w};
+    qwen35_status status = {0};
+    w.thread = PyEval_SaveThread();
+    qwen35_session_logits(self->session, &seen, &logits, &status);
+    PyEval_RestoreThread(w.thread);
     npy_intp shape[1] = {(npy_intp)qwen35_model_vocabulary(((ModelObject *)self->model)->model)};
-    PyObject *result = logits ? PyArray_SimpleNew(1, shape, NPY_FLOAT32) : Py_NewRef(Py_None);
-    if (logits && result)
+    PyObject *result = NULL;
+    if (status.code && !w.raised) q35_raise(q35_state_of((PyObject *)self), &status);
+    if (!status.code)
+        result = logits ? PyArray_SimpleNew(1, shape, NPY_FLOAT32) : Py_NewRef(Py_None);
+    if (result && logits)
         memcpy(PyArray_DATA((PyArrayObject *)result), logits, (size_t)shape[0] * sizeof(float));
     q35_session_leave(self);
     return result;
+}
+
+static PyObject *session_has_logits(SessionObject *self, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(qwen35_session_has_logits(self->session));
 }
 
 PyDoc_STRVAR(generate_doc,
@@ -443,8 +457,10 @@ static PyGetSetDef session_getset[] = {
      NULL},
     {"ids", (getter)session_ids, NULL, "A copy of the tokens in the timeline, int32 [position].",
      NULL},
-    {"logits", (getter)session_logits, NULL, "Logits after the last token, float32 [V], or None.",
-     NULL},
+    {"logits", (getter)session_logits, NULL,
+     "Logits after the last token, float32 [V], or None; computed when first asked for.", NULL},
+    {"has_logits", (getter)session_has_logits, NULL,
+     "Whether `logits` is not None; computes nothing.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

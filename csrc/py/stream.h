@@ -30,10 +30,8 @@ typedef struct StreamObject {
 void q35_stream_note(StreamObject *self, size_t n);
 /* After all of `rest` is read. 1: a token comes next; 0: the stream ends here; -1: an exception. */
 int q35_stream_goes_on(StreamObject *self);
-/* Takes the next token of the forced queue; 0 where it is empty. */
-int q35_stream_forced(StreamObject *self, int32_t *id);
-/* Everything about a draw but its result. */
-qwen35_draw q35_stream_draw(StreamObject *self);
+/* Everything about the next draw but its result; 0 where its id is there already: a forced one. */
+int q35_stream_draw(StreamObject *self, qwen35_draw *draw);
 /* (id, logprob | None, [(id, logprob), ...]) of the token that was chosen, which the session reads
    next; NULL with an exception for id -1: none was left. */
 PyObject *q35_stream_deliver(StreamObject *self, int32_t id);

@@ -198,28 +198,28 @@ int q35_stream_goes_on(StreamObject *self) {
         self->finish = "length";
         return 0;
     }
-    if (qwen35_session_logits(self->session->session)) return 1;
+    if (qwen35_session_has_logits(self->session->session)) return 1;
     PyErr_SetString(PyExc_ValueError,
                     "generate: the session holds no logits; append at least one token first");
     return -1;
 }
 
-int q35_stream_forced(StreamObject *self, int32_t *id) {
-    if (!self->n_forced) return 0;
-    *id = self->forced[0];
-    memmove(self->forced, self->forced + 1, --self->n_forced * sizeof *id);
-    return 1;
-}
-
-qwen35_draw q35_stream_draw(StreamObject *self) {
+int q35_stream_draw(StreamObject *self, qwen35_draw *draw) {
     int early = (Py_ssize_t)self->produced < self->min_tokens;
     self->sampling.banned = self->stops;
     self->sampling.n_banned = early ? self->n_stops : 0;
-    return (qwen35_draw){.session = self->session->session,
-                         .sampling = &self->sampling,
-                         .n_prompt = self->n_prompt,
-                         .coin = qwen35_coin(self->seed, self->produced),
-                         .work = self->work};
+    *draw = (qwen35_draw){.session = self->session->session,
+                          .sampling = &self->sampling,
+                          .logits = self->n_logprobs >= 0,
+                          .n_prompt = self->n_prompt,
+                          .coin = qwen35_coin(self->seed, self->produced),
+                          .work = self->work};
+    if (self->n_forced) {
+        draw->sampling = NULL;
+        draw->id = self->forced[0];
+        memmove(self->forced, self->forced + 1, --self->n_forced * sizeof *self->forced);
+    }
+    return draw->sampling || draw->logits;
 }
 
 static int is_stop(const StreamObject *self, int32_t id) {
@@ -229,10 +229,11 @@ static int is_stop(const StreamObject *self, int32_t id) {
 }
 
 static PyObject *token_tuple(const StreamObject *self, int32_t id) {
-    const float *logits = qwen35_session_logits(self->session->session);
     const size_t V = vocabulary(self);
     PyObject *top = PyList_New(0);
     if (!top || self->n_logprobs < 0) return top ? Py_BuildValue("(iON)", id, Py_None, top) : NULL;
+    const float *logits; /* there since the draw */
+    qwen35_session_logits(self->session->session, NULL, &logits, &(qwen35_status){0});
     size_t n = (size_t)self->n_logprobs;
     int32_t *ids = PyMem_Malloc((n + 1) * sizeof *ids);
     float *logprobs = PyMem_Malloc((n + 1) * sizeof *logprobs);
@@ -270,15 +271,27 @@ PyObject *q35_stream_deliver(StreamObject *self, int32_t id) {
     return token;
 }
 
+/* Draws with the GIL dropped. 0; -1 with an exception; 1 when the stream ended here. */
+static int draw_next(StreamObject *self, qwen35_draw *draw) {
+    watch w = {.cancel = &self->cancel};
+    qwen35_watch seen = {.poll = q35_watch_poll, .arg = &w};
+    qwen35_status status = {0};
+    w.thread = PyEval_SaveThread();
+    qwen35_draw_one(draw, &seen, &status);
+    PyEval_RestoreThread(w.thread);
+    if (w.raised) return -1;
+    if (status.code == Q35_CANCELLED)
+        self->finish = "cancelled";
+    else if (status.code)
+        q35_raise(q35_state_of((PyObject *)self), &status);
+    return !status.code ? 0 : self->finish ? 1 : -1;
+}
+
 static PyObject *advance(StreamObject *self) {
-    int32_t id;
+    qwen35_draw draw;
     if (feed(self) || q35_stream_goes_on(self) <= 0) return NULL;
-    if (!q35_stream_forced(self, &id)) {
-        qwen35_draw draw = q35_stream_draw(self);
-        Py_BEGIN_ALLOW_THREADS qwen35_draw_one(&draw);
-        Py_END_ALLOW_THREADS id = draw.id;
-    }
-    return q35_stream_deliver(self, id);
+    if (q35_stream_draw(self, &draw) && draw_next(self, &draw)) return NULL;
+    return q35_stream_deliver(self, draw.id);
 }
 
 static PyObject *stream_next(StreamObject *self) {

@@ -147,3 +147,60 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
     PyMem_Free(seconds);
     return failed ? q35_raise(PyModule_GetState(module), &status) : list;
 }
+
+const char q35_run_screen_doc[] =
+    "run_screen(target, head, h, *, k=1, margin=0.0, always=()) -> dict\n\n"
+    "What a screen of head [V, D] (float32, float16, or bfloat16 seen as uint16) makes of h\n"
+    "float32 [D]: approx, reach float32 [V]; rows int32 [n] and chosen float32 [n], their logits;\n"
+    "and logits float32 [V], the head's own.";
+
+/* The first n elements; takes the reference. */
+static PyObject *first(PyArrayObject *array, size_t n) {
+    PyObject *slice = PySequence_GetSlice((PyObject *)array, 0, (Py_ssize_t)n);
+    Py_DECREF(array);
+    return slice;
+}
+
+PyObject *q35_run_screen(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"target", "head", "h", "k", "margin", "always", NULL};
+    const char *target;
+    PyObject *head, *h, *always_object = NULL;
+    q35_rows w, x;
+    Py_ssize_t k = 1;
+    q35_screening wanted = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sOO|$nfO:run_screen", names, &target, &head, &h,
+                                     &k, &wanted.margin, &always_object) ||
+        to_rows(head, &w) || to_rows(h, &x))
+        return NULL;
+    q35_matrix matrix = {.data = w.data, .dtype = w.dtype, .rows = w.rows, .cols = w.cols};
+    if (x.dtype != Q35_F32 || x.rows != 1 || x.cols != w.cols || w.stride != w.cols || k < 1 ||
+        k > Q35_SCREEN_TOP + 1 || !q35_screenable(&matrix))
+        return PyErr_Format(PyExc_ValueError, "run_screen: types or shapes do not fit");
+    PyArrayObject *always = always_object ? q35_ids_array(always_object) : NULL, *out[5];
+    if (always_object && !always) return NULL;
+    wanted.k = (size_t)k;
+    if (always) {
+        wanted.always = PyArray_DATA(always);
+        wanted.n_always = (size_t)PyArray_SIZE(always);
+    }
+    npy_intp V = (npy_intp)w.rows;
+    int there = 1;
+    for (int i = 0; i < 5; i++) {
+        out[i] = (PyArrayObject *)PyArray_SimpleNew(1, &V, i < 4 ? NPY_FLOAT32 : NPY_INT32);
+        there = there && out[i];
+    }
+    qwen35_status status = {0};
+    q35_screen_trial y = {0};
+    if (there) {
+        y = (q35_screen_trial){PyArray_DATA(out[0]), PyArray_DATA(out[1]), PyArray_DATA(out[2]),
+                               PyArray_DATA(out[4]), PyArray_DATA(out[3]), 0};
+        q35_try_screen(target, &matrix, x.data, &wanted, &y, &status);
+    }
+    Py_XDECREF(always);
+    if (there && !status.code)
+        return Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "approx", out[0], "reach", out[1], "logits",
+                             out[2], "chosen", first(out[3], y.found), "rows",
+                             first(out[4], y.found));
+    for (int i = 0; i < 5; i++) Py_XDECREF(out[i]);
+    return there ? q35_raise(PyModule_GetState(module), &status) : NULL;
+}
