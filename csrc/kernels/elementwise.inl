@@ -4,6 +4,7 @@
  *
  * Sums run over 16 independent lanes, so that a compiler may vectorize them without being allowed
  * to reorder. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -98,7 +99,8 @@ static void NAME(fix)(int16_t *y, float *factor, const float *x, size_t n) {
         float squares = sum_lanes(lane), norm = sqrtf(squares);
         /* Where no lane has more than half of the squares, no value is above norm / sqrt(2). */
         float length = top <= 0.5f * squares ? 46000.0f : 32767.0f;
-        float inverse = norm > 0 ? length / norm : 0.0f;
+        /* The norm of squares below the least normal number is too rough: zeros. */
+        float inverse = squares < FLT_MIN ? 0.0f : length / norm;
         factor[k / Q35_FIXED] = norm / length;
         /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
         ELEMENTWISE for (size_t i = k; i < k + block; i++) y[i] =
