@@ -1,104 +1,65 @@
-/* fixed.c: matrix products in 16-bit fixed point.
+/* fixed.c: some rows of a matrix of bf16 or f16 times all tokens, in 16-bit fixed point.
  *
- * tokens -> int16, all of them -> rows of weights, a task each few -> int16, packed by pairs -> dot
- * kernel over all tokens. What one worker packs stays in its second-level cache. */
+ * few tokens: rows -> int16 in registers -> dot, as fast as memory gives the rows. Many: a block of
+ * columns of all the rows -> int16 packed by pairs, in the first-level cache -> dot over all
+ * tokens. Both give the same bits. */
 #include "fixed.h"
 
 #include <string.h>
 
-#include "kernels/kernels.h"
-#include "mem.h"
+/* Up to so many tokens weights become integers anew for every Q35_FIXED_FEW of them: packing costs
+   more (measured: the same time at 16 tokens). */
+#define FEW 16
 
-#define TOKENS 8 /* a task rounds so many */
-/* Of a row of weights, packed at once: whole blocks of every storage type. */
-#define COLUMNS (2 * Q35_FIXED)
-
-typedef struct job {
-    const q35_product *product;
-    const float *x;
-    size_t ldx, T, blocks, pairs; /* of a row: factors, pairs of int16 */
-    int add;
-    int16_t *tokens;      /* [T, 2 pairs] */
-    float *token_factors; /* [T, blocks] */
-    /* For each worker */
-    int16_t *packed;    /* [pairs, Q35_FIXED_ROWS, 2] */
-    float *row_factors; /* [blocks, Q35_FIXED_ROWS] */
-    int16_t *rows;      /* [Q35_FIXED_ROWS, COLUMNS] before packing */
-    float *wide;        /* [COLUMNS] of one row of them */
-} job;
-
-/* Sets the pointers, given memory; returns the floats in all. */
-static size_t lay_out(job *j, size_t cols, size_t T, int threads, float *memory) {
-    j->blocks = (cols + Q35_FIXED - 1) / Q35_FIXED;
-    j->pairs = (cols + 1) / 2;
-    const size_t n = (size_t)threads;
-    const q35_buffer parts[] = {
-        {&j->tokens, T * j->pairs},
-        {&j->token_factors, T * j->blocks},
-        {&j->packed, n * j->pairs * Q35_FIXED_ROWS},
-        {&j->row_factors, n * j->blocks * Q35_FIXED_ROWS},
-        {&j->rows, n * Q35_FIXED_ROWS * COLUMNS / 2},
-        {&j->wide, n * COLUMNS},
-    };
-    return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
+int q35_is_fixed(const q35_matrix *w) {
+    return w->integers && (w->dtype == Q35_F16 || w->dtype == Q35_BF16) && q35_kernel->dot_fixed;
 }
 
-size_t q35_fixed_floats(size_t cols, size_t T, int threads) {
-    job j;
-    return q35_kernel->dot_fixed ? lay_out(&j, cols, T, threads, NULL) : 0;
-}
+int q35_fixed_is_few(size_t T) { return T <= FEW; }
 
-static void fix_tokens(void *arg, size_t index, int worker) {
-    (void)worker;
-    const job *j = arg;
-    size_t end = (index + 1) * TOKENS < j->T ? (index + 1) * TOKENS : j->T;
-    for (size_t t = index * TOKENS; t < end; t++)
-        q35_kernel->fix(j->tokens + t * 2 * j->pairs, j->token_factors + t * j->blocks,
-                        j->x + t * j->ldx, j->product->w->cols);
-}
+size_t q35_fixed_blocks(size_t cols) { return (cols + Q35_FIXED - 1) / Q35_FIXED; }
 
-/* COLUMNS columns from k on (fewer at the end) of some rows, side by side by pairs. */
-static void pack_columns(const job *j, size_t r, size_t rows, size_t k, int16_t *packed,
-                         float *factors, int worker) {
-    const q35_matrix *w = j->product->w;
-    const size_t n = w->cols - k < COLUMNS ? w->cols - k : COLUMNS;
-    int16_t *row = j->rows + (size_t)worker * Q35_FIXED_ROWS * COLUMNS;
-    float *wide = j->wide + (size_t)worker * COLUMNS, factor[COLUMNS / Q35_FIXED];
-    for (size_t i = 0; i < rows; i++) {
-        q35_matrix_read(wide, w, r + i, k, n);
-        q35_kernel->fix(row + i * COLUMNS, factor, wide, n);
-        for (size_t b = 0; b * Q35_FIXED < n; b++) factors[b * Q35_FIXED_ROWS + i] = factor[b];
+void q35_fix_token(const q35_fixed_tokens *tokens, size_t t, const float *x) {
+    for (size_t k = 0, at = t; k < tokens->cols; k += Q35_FIXED, at += tokens->T) {
+        const size_t left = tokens->cols - k, n = left < Q35_FIXED ? left : Q35_FIXED;
+        int16_t *code = tokens->code + at * Q35_FIXED;
+        if (n < Q35_FIXED) memset(code, 0, Q35_FIXED * sizeof *code);
+        q35_kernel->fix(code, tokens->factor + at, x + k, n);
     }
-    for (size_t p = 0; p < (n + 1) / 2; p++)
-        for (size_t i = 0; i < rows; i++)
-            memcpy(packed + (p * Q35_FIXED_ROWS + i) * 2, row + i * COLUMNS + 2 * p,
-                   2 * sizeof *row);
 }
 
-static void multiply_rows(void *arg, size_t index, int worker) {
-    const job *j = arg;
-    const q35_matrix *w = j->product->w;
-    const size_t r = index * Q35_FIXED_ROWS;
-    const size_t rows = w->rows - r < Q35_FIXED_ROWS ? w->rows - r : Q35_FIXED_ROWS;
-    int16_t *packed = j->packed + (size_t)worker * j->pairs * Q35_FIXED_ROWS * 2;
-    float *factors = j->row_factors + (size_t)worker * j->blocks * Q35_FIXED_ROWS;
-    if (rows < Q35_FIXED_ROWS) { /* the others are multiplied, too */
-        memset(packed, 0, j->pairs * Q35_FIXED_ROWS * 2 * sizeof *packed);
-        memset(factors, 0, j->blocks * Q35_FIXED_ROWS * sizeof *factors);
+/* Tokens from t on, T of them. */
+static void multiply_packed(float *y, size_t ldy, const q35_matrix *w, size_t r, size_t rows,
+                            const q35_fixed_tokens *tokens, size_t t, size_t T, int add,
+                            q35_fixed_space *space, float *sum) {
+    memset(sum, 0, T * Q35_FIXED_ROWS * sizeof *sum);
+    for (size_t i = 0; i < T && add; i++)
+        memcpy(sum + i * Q35_FIXED_ROWS, y + i * ldy, rows * sizeof *y);
+    const uint16_t *data = (const uint16_t *)w->data + r * w->cols;
+    for (size_t k = 0; k < w->cols; k += Q35_FIXED) {
+        const size_t n = w->cols - k < Q35_FIXED ? w->cols - k : Q35_FIXED;
+        const size_t at = k / Q35_FIXED * tokens->T + t;
+        q35_kernel->pack_fixed(space->packed, space->factor, w->dtype, data + k, w->cols, rows, n);
+        q35_kernel->dot_fixed(sum, space->packed, space->factor, tokens->code + at * Q35_FIXED,
+                              tokens->factor + at, T, n);
     }
-    for (size_t k = 0; k < w->cols; k += COLUMNS)
-        pack_columns(j, r, rows, k, packed + k * Q35_FIXED_ROWS,
-                     factors + k / Q35_FIXED * Q35_FIXED_ROWS, worker);
-    q35_kernel->dot_fixed(j->product->y + r, j->product->ldy, packed, factors, j->tokens,
-                          2 * j->pairs, j->token_factors, j->blocks, rows, j->T, w->cols, j->add);
+    for (size_t i = 0; i < T; i++) memcpy(y + i * ldy, sum + i * Q35_FIXED_ROWS, rows * sizeof *y);
 }
 
-int q35_fixed_linear(q35_team *team, const q35_product *product, const float *x, size_t ldx,
-                     size_t T, int add, float *work) {
-    const q35_matrix *w = product->w;
-    job j = {.product = product, .x = x, .ldx = ldx, .T = T, .add = add};
-    lay_out(&j, w->cols, T, team->threads, work);
-    if (q35_parallel(team, (T + TOKENS - 1) / TOKENS, TOKENS * w->cols, fix_tokens, &j)) return 1;
-    size_t tasks = (w->rows + Q35_FIXED_ROWS - 1) / Q35_FIXED_ROWS;
-    return q35_parallel(team, tasks, Q35_FIXED_ROWS * w->cols * T, multiply_rows, &j);
+void q35_fixed_rows(float *y, size_t ldy, const q35_matrix *w, size_t r, size_t rows,
+                    const q35_fixed_tokens *tokens, int add, q35_fixed_space *space, float *sum) {
+    const uint16_t *data = (const uint16_t *)w->data + r * w->cols;
+    if (q35_fixed_is_few(tokens->T)) {
+        for (size_t t = 0; t < tokens->T; t += Q35_FIXED_FEW) {
+            const size_t left = tokens->T - t, T = left < Q35_FIXED_FEW ? left : Q35_FIXED_FEW;
+            q35_kernel->dot_stored(y + t * ldy, ldy, w->dtype, data, w->cols,
+                                   tokens->code + t * Q35_FIXED, tokens->factor + t, tokens->T,
+                                   rows, T, w->cols, add);
+        }
+        return;
+    }
+    for (size_t t = 0; t < tokens->T; t += Q35_FIXED_TOKENS) {
+        const size_t left = tokens->T - t, T = left < Q35_FIXED_TOKENS ? left : Q35_FIXED_TOKENS;
+        multiply_packed(y + t * ldy, ldy, w, r, rows, tokens, t, T, add, space, sum);
+    }
 }

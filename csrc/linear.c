@@ -3,13 +3,15 @@
  * products -> blocks of rows whose weights fit the second-level cache -> one task a block -> dot
  * kernel over all tokens. Weights are read once from memory whatever T is; a result's bits do not
  * depend on T (see kernels.h). Matrices of blocks are multiplied as integers: tokens are brought to
- * 8 bits once a call. In the exact mode rows of blocks are decoded to f32 instead. Targets whose
- * own kernel is slow at many tokens expand blocks to f32 and leave the product to OpenBLAS. */
+ * 8 bits once a call; those of bf16 and f16 in 16-bit fixed point (fixed.c). In the exact mode all
+ * is f32, and rows of blocks are decoded to it. Targets whose own kernel is slow at many tokens
+ * expand blocks to f32 and leave the product to OpenBLAS. */
 #include "linear.h"
 
 #include <pthread.h>
 #include <string.h>
 
+#include "fixed.h"
 #include "kernels/kernels.h"
 #include "mem.h"
 #include "pack.h"
@@ -27,7 +29,8 @@
 #define PANEL_ROWS 256   /* rows expanded at once for BLAS */
 #define MAX_PRODUCTS 4
 #define BLOCK_PANELS 4              /* of 16 rows, in one task with many tokens */
-#define TOKENS_PER_TASK TILE_TOKENS /* brought to 8 bits; no two tasks write one line */
+#define SUM_ROWS 64                 /* those, or Q35_FIXED_ROWS */
+#define TOKENS_PER_TASK TILE_TOKENS /* become integers; no two tasks write one line */
 
 /* The part of CBLAS in use, under the prefix of the scipy-openblas32 build. */
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
@@ -36,36 +39,56 @@ void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k,
                        int ldc);
 void scipy_openblas_set_num_threads(int threads);
 
+/* How a matrix is multiplied. */
+typedef enum { DENSE, DECODED, PANELS, FIXED } road;
+
+static road road_of(const q35_matrix *w) {
+    if (q35_is_fixed(w)) return FIXED;
+    if (w->dtype < Q35_DTYPES) return DENSE;
+    return w->integers ? PANELS : DECODED;
+}
+
 /* Memory of one call: first what f32 products need, then what integers do. */
 typedef struct room {
     float *wide;             /* [threads, WIDE_ROWS, cols] of a block type, or [PANEL_ROWS, cols] */
     q35_tokens coarse, fine; /* all tokens in 8 bits and in 16, each where a matrix asks for it */
     q35_panel *panel;        /* [threads] */
-    float *sum;              /* [threads, T, rows of BLOCK_PANELS] */
+    q35_fixed_tokens fixed;
+    q35_fixed_space *fixed_space; /* [threads] */
+    float *sum;                   /* [threads, sum_tokens, SUM_ROWS] */
+    size_t sum_tokens;
 } room;
 
+static size_t min(size_t a, size_t b) { return a < b ? a : b; }
+
 /* Sets the pointers, given memory; returns the floats in all. */
-static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, float *memory) {
+static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, int panels, float *memory) {
     size_t wide = threads * WIDE_ROWS * cols, panel = PANEL_ROWS * cols;
-    size_t bytes = (cols + 3) / 4;
+    size_t bytes = (cols + 3) / 4, panel_T = panels ? T : 0;
     size_t groups = cols / Q35_GROUP * (sizeof(q35_token_group) / sizeof(float));
+    size_t fixed_T = q35_kernel->dot_fixed ? T : 0;
     at->coarse = at->fine = (q35_tokens){.T = T, .columns = cols};
+    at->fixed = (q35_fixed_tokens){.T = T, .cols = cols};
+    at->sum_tokens = panels ? T : min(T, Q35_FIXED_TOKENS);
     const q35_buffer parts[] = {
         {&at->wide, q35_kernel->blas_tokens && panel > wide ? panel : wide},
-        {&at->coarse.q, T * bytes},
-        {&at->coarse.group, T * groups},
-        {&at->fine.q, T * bytes},
-        {&at->fine.low, T * bytes},
-        {&at->fine.group, T * groups},
-        {&at->panel, T ? threads * sizeof(q35_panel) / sizeof(float) : 0},
-        {&at->sum, threads * T * BLOCK_PANELS * Q35_PANEL},
+        {&at->coarse.q, panel_T * bytes},
+        {&at->coarse.group, panel_T * groups},
+        {&at->fine.q, panel_T * bytes},
+        {&at->fine.low, panel_T * bytes},
+        {&at->fine.group, panel_T * groups},
+        {&at->panel, panel_T ? threads * sizeof(q35_panel) / sizeof(float) : 0},
+        {&at->fixed.code, fixed_T * q35_fixed_blocks(cols) * Q35_FIXED / 2},
+        {&at->fixed.factor, fixed_T * q35_fixed_blocks(cols)},
+        {&at->fixed_space, fixed_T ? threads * sizeof(q35_fixed_space) / sizeof(float) : 0},
+        {&at->sum, threads * at->sum_tokens * SUM_ROWS},
     };
     return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
 }
 
-size_t q35_linear_floats(size_t cols, size_t T, int threads) {
+size_t q35_linear_floats(size_t cols, size_t T, int threads, int panels) {
     room r;
-    return lay_out(&r, cols, T, (size_t)threads, NULL);
+    return lay_out(&r, cols, T, (size_t)threads, panels, NULL);
 }
 
 typedef struct job {
@@ -73,7 +96,8 @@ typedef struct job {
     size_t n, first_block[MAX_PRODUCTS + 1], rows_per_block[MAX_PRODUCTS];
     const float *x;
     size_t ldx, T, cols;
-    int add, coarse, fine; /* whether tokens are wanted in 8, in 16 bits */
+    int add;
+    int coarse, fine, fixed; /* whether tokens are wanted in 8, in 16 bits, in fixed point */
     room at;
 } job;
 
@@ -86,11 +110,13 @@ static size_t few_bytes(const job *j, int threads) {
     return each < BLOCK_BYTES_FEW ? each : BLOCK_BYTES_FEW;
 }
 
-/* Rows whose weights take `bytes`, of integers with many tokens BLOCK_PANELS. */
+/* Rows whose weights take `bytes`; of integers with many tokens those that are summed at once. */
 static size_t rows_per_block(const q35_matrix *w, size_t T, size_t bytes) {
-    if (w->integers && T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
-    size_t rows = bytes / q35_row_bytes(w->dtype, w->cols),
-           whole = w->integers ? Q35_PANEL : BLOCK_ROWS;
+    const road way = road_of(w);
+    if (way == PANELS && T >= FEW_TOKENS) return BLOCK_PANELS * Q35_PANEL;
+    if (way == FIXED && !q35_fixed_is_few(T)) return Q35_FIXED_ROWS;
+    size_t rows = bytes / q35_row_bytes(w->dtype, w->cols);
+    size_t whole = way == PANELS ? Q35_PANEL : way == FIXED ? 1 : BLOCK_ROWS;
     return rows < whole ? whole : rows / whole * whole;
 }
 
@@ -145,7 +171,7 @@ static void multiply_panels(const job *j, const q35_product *product, size_t r, 
                             int worker) {
     const size_t T = j->T;
     const q35_matrix *w = product->w;
-    float *sum = j->at.sum + (size_t)worker * T * BLOCK_PANELS * Q35_PANEL;
+    float *sum = j->at.sum + (size_t)worker * j->at.sum_tokens * SUM_ROWS;
     for (size_t done = 0; done < rows; done += BLOCK_PANELS * Q35_PANEL) {
         const size_t left = rows - done, most = BLOCK_PANELS * Q35_PANEL;
         const size_t n = left < most ? left : most;
@@ -171,26 +197,33 @@ static void multiply_block(void *arg, size_t index, int worker) {
     const q35_matrix *w = product->w;
     size_t r = (index - j->first_block[p]) * j->rows_per_block[p];
     size_t rows = w->rows - r < j->rows_per_block[p] ? w->rows - r : j->rows_per_block[p];
-    if (w->integers) {
-        multiply_panels(j, product, r, rows, worker);
-        return;
-    }
-    if (w->dtype >= Q35_DTYPES) {
+    switch (road_of(w)) {
+    case DENSE:
+        q35_kernel->dot[w->dtype](product->y + r, product->ldy,
+                                  (const char *)w->data + r * q35_row_bytes(w->dtype, w->cols),
+                                  w->cols, j->x, j->ldx, rows, j->T, w->cols, j->add);
+        break;
+    case DECODED:
         multiply_decoded(j, product, r, rows, j->at.wide + (size_t)worker * WIDE_ROWS * j->cols);
-        return;
+        break;
+    case PANELS: multiply_panels(j, product, r, rows, worker); break;
+    case FIXED:
+        q35_fixed_rows(product->y + r, product->ldy, w, r, rows, &j->at.fixed, j->add,
+                       j->at.fixed_space + worker,
+                       j->at.sum + (size_t)worker * j->at.sum_tokens * SUM_ROWS);
+        break;
     }
-    const char *data = (const char *)w->data + r * q35_row_bytes(w->dtype, w->cols);
-    q35_kernel->dot[w->dtype](product->y + r, product->ldy, data, w->cols, j->x, j->ldx, rows, j->T,
-                              w->cols, j->add);
 }
 
 static void quantize_some(void *arg, size_t index, int worker) {
     (void)worker;
     const job *j = arg;
-    size_t end = (index + 1) * TOKENS_PER_TASK < j->T ? (index + 1) * TOKENS_PER_TASK : j->T;
+    size_t end = min((index + 1) * TOKENS_PER_TASK, j->T);
     for (size_t t = index * TOKENS_PER_TASK; t < end; t++) {
-        if (j->coarse) q35_kernel->quantize(&j->at.coarse, t, j->x + t * j->ldx);
-        if (j->fine) q35_kernel->quantize(&j->at.fine, t, j->x + t * j->ldx);
+        const float *x = j->x + t * j->ldx;
+        if (j->coarse) q35_kernel->quantize(&j->at.coarse, t, x);
+        if (j->fine) q35_kernel->quantize(&j->at.fine, t, x);
+        if (j->fixed) q35_fix_token(&j->at.fixed, t, x);
     }
 }
 
@@ -238,11 +271,10 @@ static int multiply(q35_team *team, job *j) {
         size_t blocks = (w->rows + j->rows_per_block[p] - 1) / j->rows_per_block[p];
         j->first_block[p + 1] = j->first_block[p] + blocks;
         all_rows += w->rows;
-        j->fine |= w->integers && w->fine;
-        j->coarse |= w->integers && !w->fine;
     }
-    if ((j->coarse || j->fine) && q35_parallel(team, (j->T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
-                                               TOKENS_PER_TASK * j->cols * 2, quantize_some, j))
+    if ((j->coarse || j->fine || j->fixed) &&
+        q35_parallel(team, (j->T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
+                     TOKENS_PER_TASK * j->cols * 2, quantize_some, j))
         return 1;
     size_t blocks = j->first_block[j->n], work = all_rows * j->cols * j->T / blocks;
     return q35_parallel(team, blocks, work, multiply_block, j);
@@ -259,10 +291,17 @@ int q35_linear(q35_team *team, const q35_product *products, size_t n, const floa
     const size_t cols = products[0].w->cols; /* all have the columns of x */
     q35_product rest[MAX_PRODUCTS];
     job j = {.products = rest, .x = x, .ldx = ldx, .T = T, .cols = cols, .add = add};
-    lay_out(&j.at, cols, T, (size_t)team->threads, memory);
     for (size_t p = 0; p < n; p++) {
-        int blas = q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens;
-        if (!blas || products[p].w->integers)
+        const road way = road_of(products[p].w);
+        j.fine |= way == PANELS && products[p].w->fine;
+        j.coarse |= way == PANELS && !products[p].w->fine;
+        j.fixed |= way == FIXED;
+    }
+    lay_out(&j.at, cols, T, (size_t)team->threads, j.coarse || j.fine, memory);
+    const int blas = q35_kernel->blas_tokens && T >= q35_kernel->blas_tokens;
+    for (size_t p = 0; p < n; p++) {
+        const road way = road_of(products[p].w);
+        if (!blas || way == PANELS || way == FIXED)
             rest[j.n++] = products[p];
         else if (multiply_with_blas(team, &products[p], x, ldx, T, add, j.at.wide))
             return 1;

@@ -13,8 +13,8 @@ typedef struct q35_product {
 } q35_product;
 
 /* f32 elements that `memory` must hold for q35_linear with up to T tokens of up to `cols` columns;
-   T is 0 where no matrix is multiplied as integers. */
-size_t q35_linear_floats(size_t cols, size_t T, int threads);
+   T is 0 where no matrix is multiplied as integers, panels whether some are of blocks. */
+size_t q35_linear_floats(size_t cols, size_t T, int threads, int panels);
 
 /* Products of the same x [T, cols] (row stride ldx) with one or more matrices, in one parallel
    region. add: to what y holds, instead of replacing it. Nonzero when the team was cancelled. */

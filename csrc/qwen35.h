@@ -35,7 +35,8 @@ typedef struct qwen35_geometry {
     int tiled_heads;        /* value head h uses key head h % Hk (GGUF), not h / (Hv / Hk) */
     float eps;              /* of every RMSNorm */
     int tied;               /* the head is the embedding */
-    int integers; /* matrices of blocks are multiplied by tokens in 8 bits, not decoded to f32 */
+    int integers; /* not exact: matrices of blocks are multiplied by tokens in 8 bits, not decoded
+                     to f32, those of bf16 and f16 in fixed point where that is faster */
     size_t mrope_section[3];              /* frequencies that follow time, height, width */
     float rope_scaling;                   /* multiplies cos and sin */
     const float *inv_freq;                /* [Dr / 2]; copied */

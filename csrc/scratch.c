@@ -30,7 +30,7 @@ static size_t lay_out(q35_scratch *s, const qwen35_geometry *g, int threads, siz
         {&s->worker, (size_t)threads * s->worker_floats},
         {&s->partials, q35_attend_floats(g)},
         {&s->backup, state_floats + 1},
-        {&s->panel, q35_linear_floats(widest, T, threads)},
+        {&s->panel, q35_linear_floats(widest, T, threads, 1)},
     };
     return q35_lay_out(parts, sizeof parts / sizeof *parts, block);
 }

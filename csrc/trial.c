@@ -36,10 +36,15 @@ int q35_try_kernel(const char *target, const char *name, const q35_rows *a, size
                            a[1].rows, a[2].rows, a[2].cols);
     } else if (IS("fix", 3)) {
         k->fix(a[0].data, a[1].data, a[2].data, a[2].cols);
+    } else if (IS("pack_fixed", 3) && k->pack_fixed) {
+        k->pack_fixed(a[0].data, a[1].data, a[2].dtype, a[2].data, a[2].stride, a[2].rows,
+                      a[2].cols);
     } else if (IS("dot_fixed", 5) && k->dot_fixed) {
-        k->dot_fixed(a[0].data, a[0].stride, a[1].data, a[2].data, a[3].data, a[3].stride,
-                     a[4].data, a[4].stride, a[0].cols, a[3].rows, (size_t)number[0],
-                     number[1] != 0);
+        k->dot_fixed(a[0].data, a[1].data, a[2].data, a[3].data, a[4].data, a[0].rows,
+                     (size_t)number[0]);
+    } else if (IS("dot_stored", 4) && k->dot_stored) {
+        k->dot_stored(a[0].data, a[0].stride, a[1].dtype, a[1].data, a[1].stride, a[2].data,
+                      a[3].data, a[3].cols, a[1].rows, a[0].rows, a[1].cols, number[0] != 0);
     } else if (IS("fix_all", 2)) {
         result[0] = k->fix_all(a[0].data, a[1].data, a[1].cols, (float)number[0]);
         *n = 1;
@@ -111,7 +116,7 @@ int q35_try_product(const char *target, q35_matrix *w, const float *x, float *y,
     q35_pool *pool = q35_pool_new(threads, status);
     q35_team_init(&team, pool, NULL, NULL);
     uint8_t *bytes = NULL;
-    float *memory = q35_alloc(q35_linear_floats(w->cols, T, threads), 4, "scratch", status);
+    float *memory = q35_alloc(q35_linear_floats(w->cols, T, threads, 1), 4, "scratch", status);
     if (packed && q35_packable(w->dtype)) {
         bytes = q35_alloc(q35_packed_bytes(w), 1, "packed weights", status);
         if (bytes) q35_pack(&team, w, bytes);
@@ -139,7 +144,7 @@ int q35_try_screen(const char *target, const q35_matrix *head, const float *h,
     q35_team team;
     q35_team_init(&team, NULL, NULL, NULL);
     q35_screen *screen = q35_screen_new(head, status);
-    float *memory = q35_alloc(q35_linear_floats(D, 1, 1), 4, "scratch", status);
+    float *memory = q35_alloc(q35_linear_floats(D, 1, 1, 1), 4, "scratch", status);
     if (!status->code) {
         while (!q35_screen_ready(screen, &team)) continue;
         q35_product product = {head, y->logits, V};

@@ -6,16 +6,17 @@
  * keys and values of the whole frame are made first; queries and MLP then go by in chunks.
  *
  * All is f32, but where weights are bf16 and the caller allows it: then the linear layers multiply
- * in fixed point (fixed.h), and so do the two products of attention, keys and values lying as the
- * text model's do (kv.h). That is twice as fast; features stay within about 2e-5 of the largest. */
+ * in fixed point (fixed.h; those of f16 too), and so do the two products of attention, keys and
+ * values lying as the text model's do (kv.h). That is twice as fast; features stay within about
+ * 2e-5 of the largest. */
 #include "vision.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "fixed.h"
 #include "kernels/kernels.h"
 #include "kv.h"
+#include "linear.h"
 #include "mem.h"
 
 #define CHUNK 1536         /* about so many patches have their projections at a time */
@@ -47,8 +48,7 @@ typedef struct tower {
     float *proj;          /* [chunk, max(2 D, F)], of the merger [chunk / m^2, M] */
     float *mix;           /* [chunk, D] */
     float *worker;        /* [threads, worker_floats] */
-    int fixed;
-    float *panel; /* of q35_linear, or of q35_fixed_linear */
+    float *panel;         /* of q35_linear */
     size_t worker_floats;
 } tower;
 
@@ -98,8 +98,7 @@ static size_t lay_out(tower *v, int threads, float *memory) {
         {&v->proj, T * max(2 * D, g->F)},
         {&v->mix, T * D},
         {&v->worker, (size_t)threads * v->worker_floats},
-        {&v->panel,
-         v->fixed ? q35_fixed_floats(widest, T, threads) : q35_linear_floats(widest, 0, threads)},
+        {&v->panel, q35_linear_floats(widest, g->exact ? 0 : T, threads, 0)},
     };
     return q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
 }
@@ -125,7 +124,6 @@ static void locate(const tower *v, size_t i, size_t *row, size_t *col) {
 static int multiply(tower *v, const q35_matrix *w, float *y, size_t ldy, const float *x, size_t T,
                     int add) {
     q35_product product = {w, y, ldy};
-    if (v->fixed) return q35_fixed_linear(v->team, &product, x, w->cols, T, add, v->panel);
     return q35_linear(v->team, &product, 1, x, w->cols, T, add, v->panel);
 }
 
@@ -341,8 +339,11 @@ static void attend(void *arg, size_t index, int worker) {
 
 static q35_matrix rows_of(const q35_matrix *w, size_t first, size_t rows) {
     size_t offset = first * q35_row_bytes(w->dtype, w->cols);
-    return (q35_matrix){
-        .data = (const char *)w->data + offset, .dtype = w->dtype, .rows = rows, .cols = w->cols};
+    return (q35_matrix){.data = (const char *)w->data + offset,
+                        .dtype = w->dtype,
+                        .rows = rows,
+                        .cols = w->cols,
+                        .integers = w->integers};
 }
 
 static int make_keys(tower *v) {
@@ -480,8 +481,7 @@ int q35_vision_encode(q35_team *team, const qwen35_vision_geometry *g,
     v.blocks = (v.S + KEYS - 1) / KEYS;
     size_t m2 = g->merge * g->merge, tokens = v.S / m2, parts = (v.S + CHUNK - 1) / CHUNK;
     v.chunk = (tokens + parts - 1) / parts * m2;
-    v.fixed = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->dot_fixed;
-    v.integers = !g->exact && weights->patch.dtype == Q35_BF16 && q35_kernel->dot_fixed;
+    v.integers = !g->exact && weights->blocks->qkv.dtype != Q35_F32 && q35_kernel->dot_fixed;
     size_t floats = lay_out(&v, team->threads, NULL);
     float *memory = q35_alloc(floats, sizeof *memory, "vision tower", status);
     if (!memory) return status->code;

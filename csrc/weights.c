@@ -248,6 +248,7 @@ typedef struct binding {
     void *arg;
     float *next; /* where the next vector goes */
     size_t given_bytes;
+    int integers; /* what matrices of dense types are told; those of blocks when they are packed */
     qwen35_status *status;
 } binding;
 
@@ -284,11 +285,14 @@ static int bind_one(void *arg, const expected *tensor) {
     b->given_bytes += q35_row_bytes(given.dtype, tensor->count);
     void *field = (char *)tensor->owner + tensor->rule->offset;
     if (tensor->rule->treatment <= TABLE) {
+        /* A dense head stays in f32: a screen (screen.c) takes single rows of it. */
+        const int fixed = given.dtype < Q35_DTYPES && tensor->rule->shape[0] != 'V';
         *(q35_matrix *)field = (q35_matrix){.data = given.data,
                                             .dtype = given.dtype,
                                             .rows = given.shape[0],
                                             .cols = tensor->count / given.shape[0],
                                             .mapped = given.mapped,
+                                            .integers = fixed && b->integers,
                                             .fine = tensor->rule->treatment == FINE};
         return 0;
     }
@@ -336,8 +340,11 @@ int q35_weights_bind(q35_weights *weights, const qwen35_geometry *geometry, qwen
     if (!weights->layers || !weights->owned) goto fail;
     if (geometry->vision && allocate_vision(&weights->vision, geometry->vision, status)) goto fail;
     for (size_t l = 0; l < geometry->L; l++) weights->layers[l].kind = geometry->kinds[l];
-    binding b = {lookup, arg, weights->owned, 0, status};
-    if (visit_all(geometry, weights, bind_one, &b)) goto fail;
+    binding b = {lookup, arg, weights->owned, 0, geometry->integers, status};
+    walk w = {geometry, bind_one, &b};
+    if (visit_text(&w, weights)) goto fail;
+    b.integers = geometry->vision && !geometry->vision->exact;
+    if (geometry->vision && visit_vision(&w, weights)) goto fail;
     if (geometry->tied) weights->head = weights->embedding;
     weights->given_bytes = b.given_bytes;
     return Q35_OK;

@@ -11,8 +11,9 @@ typedef struct q35_matrix {
     size_t rows, cols;
     int gone;              /* data may not be read any more, only compared: `packed` has it all */
     int mapped;            /* data lies in a mapped file: its pages may be let go */
-    int fine;              /* then of 16 bits */
-    int integers;          /* blocks are multiplied as integers by tokens of 8 bits, not in f32 */
+    int integers;          /* multiplied as integers, not in f32: blocks by tokens of 8 bits, f16
+                              and bf16 in fixed point (fixed.h) */
+    int fine;              /* blocks: tokens then of 16 bits */
     const uint8_t *packed; /* those of a packable type (pack.h), else NULL */
 } q35_matrix;
 

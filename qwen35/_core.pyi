@@ -32,7 +32,7 @@ class Geometry(TypedDict):
     inv_freq: NDArray[np.float32]  # [Dr / 2], rope scaling (YaRN) already applied
     rope_attention_scaling: float  # multiplies cos and sin; 1.0 without YaRN
     tiled_value_heads: bool  # value head h uses key head h % Hk, as in GGUF files
-    integer_products: bool  # blocks meet tokens in 8 or 16 bits, not in float32
+    integer_products: bool  # blocks, bf16 and f16 meet tokens in 8 or 16 bits, not in float32
     vision: VisionGeometry | None  # None: text only
 
 class VisionGeometry(TypedDict):

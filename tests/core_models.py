@@ -50,22 +50,35 @@ def geometry(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def core_model(
-    fields: Mapping[str, Any], tensors: Tensors, *, kv: str = "float32", threads: int = 2
+    fields: Mapping[str, Any],
+    tensors: Tensors,
+    *,
+    kv: str = "float32",
+    threads: int = 2,
+    exact: bool = True,
 ) -> _core.Model:
     """The native model of these weights; bfloat16 goes in as its bits."""
     bits = {
         n: x.view(np.uint16) if x.dtype == ml_dtypes.bfloat16 else x for n, x in tensors.items()
     }
-    return _core.Model(geometry(fields), bits, threads=threads, kv_dtype=kv)
+    sizes = geometry(fields) | {"integer_products": not exact}
+    return _core.Model(sizes, bits, threads=threads, kv_dtype=kv)
 
 
 def both(
-    *, seed: int = 0, dtype: str = "bfloat16", kv: str = "float32", threads: int = 2, **text: Any
+    *,
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    kv: str = "float32",
+    threads: int = 2,
+    exact: bool = True,
+    **text: Any,
 ) -> tuple[_core.Model, Reference]:
     """A native model and the float64 reference of the same random weights."""
     fields = config(**text)
     tensors = checkpoints.make_tensors(fields, seed=seed, dtype=dtype, mtp=False)
-    return core_model(fields, tensors, kv=kv, threads=threads), Reference(fields, tensors)
+    model = core_model(fields, tensors, kv=kv, threads=threads, exact=exact)
+    return model, Reference(fields, tensors)
 
 
 def tokens(seed: int, T: int, V: int | None = None) -> NDArray[np.int32]:

@@ -276,72 +276,149 @@ def fixed_target(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def packed(w: Array) -> Array:
-    """[rows, n] int16 as dot_fixed takes it: pairs of columns, the rows of a pair side by side."""
-    rows, n = w.shape
-    out = np.zeros((n + n % 2, PACKED_ROWS), np.int16)
-    out[:n, :rows] = w.T
-    return out.reshape(-1, 2, PACKED_ROWS).swapaxes(1, 2).reshape(-1, 2 * PACKED_ROWS).copy()
+def in_fixed_point(w: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Integers [rows, n] and factors [rows, blocks] of weights as kernels.h says: a block's largest
+    becomes 2^11 to 2^12, but no factor is below the least normal number of f32, of f16 2^-26.
+    """
+    codes, factors = np.zeros(w.shape), np.zeros((len(w), parts_of(w.shape[1])))
+    least = -26 if w.dtype == np.float16 else -126
+    for b in range(factors.shape[1]):
+        here = slice(b * BLOCK, (b + 1) * BLOCK)
+        top = abs(wide(w[:, here])).max(1)
+        factors[:, b] = 2.0 ** np.where(top > 0, np.maximum(np.frexp(top)[1] - 12, least), least)
+        codes[:, here] = np.rint(wide(w[:, here]) / factors[:, b, None])
+    return codes, factors
+
+
+def fixed_tokens(target: str, x: Array) -> tuple[Array, Array]:
+    """x [T, n] as dot_fixed and dot_stored take it: [blocks, T, BLOCK] and factors [blocks, T]."""
+    T, n = x.shape
+    codes, factors = np.zeros((parts_of(n), T, BLOCK), np.int16), np.zeros((parts_of(n), T), "f4")
+    for b in range(parts_of(n)):
+        for t in range(T):
+            block = x[t, b * BLOCK : (b + 1) * BLOCK].copy()
+            run(
+                target,
+                "fix",
+                codes[b, t, : len(block) + len(block) % 2],
+                factors[b, t, None],
+                block,
+            )
+    return codes, factors
+
+
+def weights(seed: int, rows: int, n: int, kind: str) -> Array:
+    return noise(np.random.default_rng(seed), (rows, n), STORAGE[kind]) * STORAGE[kind].type(0.02)
+
+
+@WHERE
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (17, 2), (64, 127), (37, 128), (63, 33)])
+def test_pack_fixed(fixed_target: str, kind: str, rows: int, n: int, at_end: bool) -> None:
+    """Every bit; what is missing of rows and columns becomes zeros."""
+    w = guard.like(weights(n, rows, n, kind), at_end=at_end, gap=3)
+    packed = guard.poisoned((PACKED_ROWS * BLOCK,), np.int16, at_end=at_end)
+    factor = guard.poisoned((PACKED_ROWS,), np.float32, at_end=at_end)
+    run(fixed_target, "pack_fixed", packed, factor, w)
+    codes, factors = in_fixed_point(w)
+    got = packed.reshape(-1, PACKED_ROWS, 2).swapaxes(1, 2).reshape(BLOCK, PACKED_ROWS).T
+    assert np.array_equal(got[:rows, :n], codes)
+    assert not got[rows:].any()
+    assert not got[:, n:].any()
+    assert np.array_equal(factor[:rows], factors[:, 0])
+    assert np.isfinite(factor).all()
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_pack_fixed_of_any_bits(fixed_target: str, kind: str) -> None:
+    """Random bits: subnormals, the largest numbers, one huge number among small ones; a row with
+    infinity or NaN gets a factor that is none.
+    """
+    bits = np.random.default_rng(4).integers(0, 1 << 16, (PACKED_ROWS, BLOCK), dtype=np.uint16)
+    top = 0x7C00 if kind == "f16" else 0x7F80
+    bits[8:][bits[8:] & top == top] &= 0x83FF
+    bits[0], bits[1], bits[2], bits[3] = 0, 0x8000, 1, 0x8003  # zeros, the least subnormals
+    bits[4] = top - 1  # the largest number
+    bits[5:8] = bits[8:11]
+    bits[5, 17], bits[6, 0], bits[7, 127] = top, top | 0x8000, top + 1
+    w = bits.view(STORAGE[kind])
+    packed, factor = np.empty(PACKED_ROWS * BLOCK, np.int16), np.empty(PACKED_ROWS, np.float32)
+    run(fixed_target, "pack_fixed", packed, factor, w)
+    assert np.isnan(factor[5:8]).all()
+    fine = np.r_[0:5, 8:PACKED_ROWS]
+    codes, factors = in_fixed_point(w[fine])
+    got = packed.reshape(-1, PACKED_ROWS, 2).swapaxes(1, 2).reshape(BLOCK, PACKED_ROWS).T[fine]
+    assert abs(got).max() <= 4096
+    assert np.array_equal(got, codes)
+    assert np.array_equal(factor[fine], factors[:, 0])
+
+
+@WHERE
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 13])
+def test_dot_fixed(fixed_target: str, tokens: int, at_end: bool) -> None:
+    """Integer sums of blocks are exact; two roundings of factors and one of the sum are not."""
+    rng = np.random.default_rng(tokens)
+    w, x = (rng.integers(-2800, 2801, (k, BLOCK), dtype=np.int16) for k in (PACKED_ROWS, tokens))
+    w_factor, x_factor = (rng.uniform(0.5, 2, k).astype(np.float32) for k in (PACKED_ROWS, tokens))
+    pairs = w.reshape(PACKED_ROWS, -1, 2).swapaxes(0, 1).reshape(-1)
+    y = guard.like(noise(rng, (tokens, PACKED_ROWS)), at_end=at_end)
+    product = wide(x) @ wide(w).T * wide(x_factor)[:, None] * wide(w_factor)
+    want, size = wide(y) + product, abs(wide(y)) + abs(product)
+    fenced = [guard.like(a, at_end=at_end) for a in (pairs, w_factor, x, x_factor)]
+    run(fixed_target, "dot_fixed", y, *fenced, BLOCK)
+    assert (abs(y - want) <= 4 * EPS * size).all()
+
+
+def test_dot_fixed_of_the_largest_blocks(fixed_target: str) -> None:
+    """The largest weights, all of one sign, against tokens of norm 46000 or a single value of
+    32767: within int32.
+    """
+    w = np.full((PACKED_ROWS, BLOCK), 0x7F7F, np.uint16).view(BF16)
+    packed, factor = np.empty(PACKED_ROWS * BLOCK, np.int16), np.empty(PACKED_ROWS, np.float32)
+    run(fixed_target, "pack_fixed", packed, factor, w)
+    for values in (np.full(BLOCK, 3.0, np.float32), np.eye(1, BLOCK, dtype=np.float32)[0]):
+        x, x_factor = np.empty((1, BLOCK), np.int16), np.ones(1, np.float32)
+        run(fixed_target, "fix", x[0], x_factor, values)
+        y = np.zeros((1, PACKED_ROWS), np.float32)
+        run(
+            fixed_target, "dot_fixed", y, packed, factor * np.float32(2.0**-100), x, x_factor, BLOCK
+        )
+        want = wide(values).sum() * float(w[0, 0]) * 2.0**-100
+        assert y[0] == pytest.approx(np.full(PACKED_ROWS, want), rel=2e-4)
 
 
 @WHERE
 @pytest.mark.parametrize("add", [0, 1])
-@pytest.mark.parametrize("n", ODD)
-@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (17, 5), (64, 6), (48, 13)])
-def test_dot_fixed(
-    fixed_target: str, n: int, rows: int, tokens: int, add: int, at_end: bool
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("n", [*ODD, 512, 641])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+def test_dot_stored(
+    fixed_target: str, tokens: int, n: int, kind: str, add: int, at_end: bool
 ) -> None:
-    """Integer sums of blocks are exact; their f32 sum is off by one rounding a block, and two of
-    the factors.
-    """
-    rng = np.random.default_rng(n + rows)
-    w, x = (rng.integers(-2800, 2801, (k, n), dtype=np.int16) for k in (rows, tokens))
-    w_factor = rng.uniform(0.5, 2, (parts_of(n), PACKED_ROWS)).astype(np.float32)
-    x_factor = rng.uniform(0.5, 2, (tokens, parts_of(n))).astype(np.float32)
-    given = guard.like(np.pad(x, ((0, 0), (0, n % 2))), at_end=at_end, gap=2)
-    factors = guard.like(x_factor, at_end=at_end, gap=1)
+    """Against integers as kernels.h names them, a rounding a block; and the bits of packed rows."""
+    rows, rng = 21, np.random.default_rng(n)
+    w = guard.like(weights(n, rows, n, kind), at_end=at_end, gap=1)
+    x, x_factor = fixed_tokens(fixed_target, noise(rng, (tokens, n)))
     y = guard.poisoned((tokens, rows), np.float32, at_end=at_end, gap=1)
-    if add:
-        y[...] = noise(rng, (tokens, rows))
-    start = wide(y) if add else np.zeros((tokens, rows))
-    matrix = guard.like(packed(w), at_end=at_end)
-    run(fixed_target, "dot_fixed", y, matrix, w_factor, given, factors, n, add)
-    want, size = start.copy(), abs(start)
+    y[...] = start = noise(rng, (tokens, rows)) if add else np.float32(np.nan)
+    flat = guard.like(x.reshape(-1, BLOCK), at_end=at_end)
+    run(fixed_target, "dot_stored", y, w, flat, guard.like(x_factor, at_end=at_end), add)
+    codes, factors = in_fixed_point(w)
+    want = wide(start) if add else np.zeros((tokens, rows))
+    size = abs(want)
+    packed, factor = np.empty(PACKED_ROWS * BLOCK, np.int16), np.empty(PACKED_ROWS, np.float32)
+    many = np.zeros((tokens, PACKED_ROWS), np.float32)
+    many[:, :rows] = start if add else 0
     for b in range(parts_of(n)):
-        here = slice(b * BLOCK, (b + 1) * BLOCK)
-        scale = wide(x_factor)[:, b, None] * wide(w_factor)[b, :rows]
-        sums = wide(x[:, here]) @ wide(w[:, here]).T
-        want += scale * sums
-        size += abs(scale * sums)
+        here = codes[:, b * BLOCK : (b + 1) * BLOCK]
+        sums = wide(x[b])[:, : here.shape[1]] @ here.T
+        part = sums * wide(x_factor)[b, :, None] * factors[:, b]
+        want, size = want + part, size + abs(part)
+        run(fixed_target, "pack_fixed", packed, factor, w[:, b * BLOCK : (b + 1) * BLOCK])
+        run(fixed_target, "dot_fixed", many, packed, factor, x[b], x_factor[b], BLOCK)
     assert (abs(y - want) <= (parts_of(n) + 3) * EPS * size).all()
+    assert np.array_equal(y, many[:, :rows])
     check_gaps(y)
-
-
-def test_dot_fixed_of_the_largest_blocks(fixed_target: str) -> None:
-    """Two equal blocks as `fix` makes them reach 46000^2 and stay within int32, whether their
-    values are equal or one holds all.
-    """
-    for values in (np.full(BLOCK, 3.0, np.float32), np.eye(1, BLOCK, dtype=np.float32)[0]):
-        x, factor = np.empty((1, BLOCK), np.int16), np.ones((1, 1), np.float32)
-        run(fixed_target, "fix", x[0], factor[0], values)
-        w_factor = np.broadcast_to(factor, (1, PACKED_ROWS)).copy()
-        y = np.empty((1, 1), np.float32)
-        run(fixed_target, "dot_fixed", y, packed(x), w_factor, x, factor, BLOCK, 0)
-        assert y[0, 0] == pytest.approx(values @ values, rel=4e-4)
-
-
-def test_fixed_tokens_do_not_depend_on_their_number(fixed_target: str) -> None:
-    """Bit for bit: a token alone, in a tile, and behind one."""
-    rng = np.random.default_rng(5)
-    x, w = (rng.integers(-2800, 2801, (k, 200), dtype=np.int16) for k in (9, 64))
-    w_factor, x_factor = np.ones((2, PACKED_ROWS), np.float32), noise(rng, (9, 2))
-    whole = np.empty((9, 64), np.float32)
-    run(fixed_target, "dot_fixed", whole, packed(w), w_factor, x, x_factor, 200, 0)
-    for t in range(9):
-        one = np.empty((1, 64), np.float32)
-        given = x[t : t + 1], x_factor[t : t + 1]
-        run(fixed_target, "dot_fixed", one, packed(w), w_factor, *given, 200, 0)
-        assert np.array_equal(one[0], whole[t])
 
 
 @WHERE

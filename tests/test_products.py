@@ -1,5 +1,6 @@
 """Oracle: NumPy in float64, on decoded blocks and on tokens rounded as kernels.h says: products of
-matrices of blocks as integers, on every target this machine can run.
+matrices of blocks as integers and of bf16 and f16 in fixed point, on every target this machine can
+run.
 
 Integer sums are exact and are added up in float32, so what is left are roundings of that: 2^-24 a
 group of columns, of the sum of magnitudes.
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import guard
+import ml_dtypes
 import numpy as np
 import pytest
 from kernels_under_test import core as _core
@@ -157,6 +159,89 @@ def test_extreme_codes_and_tokens(target: str, type: str, fine: bool) -> None:
         for t in range(len(x)):
             alone = product(target, type, blocks, x[t : t + 1], fine=fine)
             assert np.array_equal(alone, y[t : t + 1])
+
+
+# ---- bf16 and f16 in fixed point -----------------------------------------------------------------
+
+DENSE = {"bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
+F32 = {"c", "neon", "neondotprod"}  # multiply these types in float32
+
+
+def dense(rng: np.random.Generator, type: str, rows: int, columns: int) -> tuple[Array, Array]:
+    """Weights, and their bytes as run_product takes them."""
+    w = (0.02 * rng.standard_normal((rows, columns))).astype(DENSE[type])
+    return w, guard.like(w.view(np.uint8), at_end=True)
+
+
+def check_dense(y: Array, w: Array, x: Array, begin: Array | float = 0.0) -> None:
+    """Rounding errors of a token's block are below 1.8e-4 of its norm (kernels.h), those of a
+    weight below half of 1/2^11 of its block's largest; of bf16 only where it is far smaller.
+    """
+    bound = 1e-6 * np.abs(begin) + 1e-30
+    for b in range(0, x.shape[1], 128):
+        xb, wb = (a[:, b : b + 128].astype(np.float64) for a in (x, w))
+        norms = np.linalg.norm(xb, axis=1)[:, None] * np.linalg.norm(wb, axis=1)
+        bound = bound + 1.8e-4 * norms + np.abs(xb).sum(1)[:, None] * np.abs(wb).max(1) / 2**12
+    assert np.all(np.abs(y - (x.astype(np.float64) @ w.astype(np.float64).T + begin)) <= bound)
+
+
+@pytest.mark.parametrize("type", DENSE)
+@pytest.mark.parametrize(("rows", "columns"), [(70, 1024), (16, 300), (129, 129), (3, 7)])
+def test_dense_types(target: str, type: str, rows: int, columns: int) -> None:
+    """Few tokens, many, more than are multiplied at once; replaced and added to."""
+    rng = np.random.default_rng(rows)
+    w, given = dense(rng, type, rows, columns)
+    for tokens in (1, 3, 16, 17, 520):
+        x = guard.like(rng.standard_normal((tokens, columns)).astype(np.float32), at_end=True)
+        begin = rng.standard_normal((tokens, rows)).astype(np.float32)
+        check_dense(product(target, type, given, x), w, x)
+        check_dense(product(target, type, given, x, begin=begin), w, x, begin)
+
+
+@pytest.mark.parametrize("type", DENSE)
+def test_bits_of_dense_types_do_not_depend_on_company(target: str, type: str) -> None:
+    """The same rows and tokens alone, in every group of few, packed, with other threads."""
+    if target in F32:
+        pytest.skip("long products are left to OpenBLAS")
+    rng = np.random.default_rng(8)
+    _, given = dense(rng, type, 133, 900)
+    x = rng.standard_normal((64, 900)).astype(np.float32)
+    together = product(target, type, given, x)
+    assert np.array_equal(together, product(target, type, given, x, threads=3))
+    for tokens in (1, 2, 3, 4, 5, 7, 12, 15, 16, 17, 63):
+        first = product(target, type, given, x[:tokens])
+        assert np.array_equal(together[:tokens], first)
+        assert np.array_equal(together[-tokens:], product(target, type, given, x[-tokens:]))
+        rows = product(target, type, given[tokens:].copy(), x[:tokens])
+        assert np.array_equal(first[:, tokens:], rows)
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC1], ids=["inf", "-inf", "NaN"])
+def test_weights_that_are_no_numbers_stay_so(target: str, bits: int) -> None:
+    """In their own rows and no other; so do tokens."""
+    rng = np.random.default_rng(4)
+    w, _ = dense(rng, "bf16", 20, 300)
+    w.view(np.uint16)[3, 140] = bits
+    x = rng.standard_normal((17, 300)).astype(np.float32)
+    x[2, 299] = np.inf
+    for tokens in (1, 4, 17):
+        y = product(target, "bf16", w.view(np.uint8), x[:tokens])
+        fine = np.isfinite(y)
+        assert not fine[:, 3].any()
+        assert not fine[2:3].any()
+        assert np.delete(np.delete(fine, 3, 1), [2] if tokens > 2 else [], 0).all()
+
+
+def test_one_huge_weight_among_tiny_ones(target: str) -> None:
+    """The tiny ones of its own block are lost, as they are in its rounding; no other block's."""
+    w = np.full((2, 256), 2.0**-60).astype(DENSE["bf16"])
+    w[0, 5] = 2.0**100
+    x = np.zeros((17, 256), np.float32)
+    x[:, 5], x[:, 200] = 1.0, 2.0
+    for tokens in (1, 17):
+        y = product(target, "bf16", w.view(np.uint8), x[:tokens])
+        assert y[:, 0] == pytest.approx(np.full(tokens, 2.0**100), rel=1e-4)
+        assert y[:, 1] == pytest.approx(np.full(tokens, 3 * 2.0**-60), rel=1e-4)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "from rows"])

@@ -1,5 +1,6 @@
 /* avx2.c: 8 lanes, 16 registers (AVX2, FMA, F16C). */
 #if defined(__x86_64__)
+#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -83,6 +84,47 @@ INLINE I ipair(const void *p) {
 }
 INLINE I idot(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 INLINE V itof(I v) { return _mm256_cvtepi32_ps(v); }
+INLINE void itranspose(I *v) {
+    I t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; h++) { /* lane l of v[i + j]: column 4 l + j of four rows */
+            v[i + 2 * h] = _mm256_unpacklo_epi64(t[i + h], t[i + h + 2]);
+            v[i + 2 * h + 1] = _mm256_unpackhi_epi64(t[i + h], t[i + h + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++) v[i] = t[i];
+}
+INLINE __m128i isum4(I a, I b, I c, I d) {
+    I all = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+INLINE I icodes(const uint16_t *w, V scale, const q35_dtype dtype) {
+    if (dtype == Q35_F16) {
+        I low = _mm256_cvtps_epi32(vmul(vload_as(w, 0, dtype), scale));
+        I high = _mm256_cvtps_epi32(vmul(vload_as(w, LANES, dtype), scale));
+        return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    }
+    /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+    const V round = vset(12582912.0f);
+    I pairs = iload(w), odd = _mm256_and_si256(pairs, _mm256_set1_epi32((int32_t)0xffff0000));
+    V even = vfma(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), scale, round);
+    odd = _mm256_castps_si256(vfma(_mm256_castsi256_ps(odd), scale, round));
+    return _mm256_blend_epi16(_mm256_castps_si256(even), _mm256_slli_epi32(odd, 16), 0xaa);
+}
+INLINE uint32_t largest_bits(const uint16_t *w) {
+    const I unsign = _mm256_set1_epi16(0x7fff);
+    I most = _mm256_and_si256(iload(w), unsign);
+    for (int i = 16; i < Q35_FIXED; i += 16)
+        most = _mm256_max_epu16(most, _mm256_and_si256(iload(w + i), unsign));
+    return largest16(most);
+}
 
 #define FIXED_TOKENS 4 /* 4 x 2 sums + 2 rows + 1 token + 1 product = 12 registers */
 #define FIXED_VECTORS 2
@@ -182,7 +224,7 @@ TARGET_END
 const q35_kernels q35_kernels_avx2 = {.name = "avx2",
                                       SIMD_MEMBERS,
                                       ELEMENTWISE_MEMBERS,
-                                      .dot_fixed = dot_fixed_avx2,
+                                      FIXED_MEMBERS(_avx2),
                                       .dot_pairs = dot_pairs_avx2,
                                       PANEL_MEMBERS(_avx2)};
 
@@ -213,7 +255,7 @@ TARGET_END
 const q35_kernels q35_kernels_avx2vnni = {.name = "avx2vnni",
                                           SIMD_MEMBERS,
                                           ELEMENTWISE_MEMBERS,
-                                          .dot_fixed = dot_fixed_avx2vnni,
+                                          FIXED_MEMBERS(_avx2vnni),
                                           .dot_pairs = dot_pairs_avx2vnni,
                                           PANEL_MEMBERS(_avx2vnni)};
 #endif

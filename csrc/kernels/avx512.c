@@ -1,5 +1,6 @@
 /* avx512.c: 16 lanes, 32 registers (AVX-512 F, BW, VL, DQ). */
 #if defined(__x86_64__)
+#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -79,6 +80,61 @@ INLINE I ipair(const void *p) {
 INLINE I idot(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
 INLINE I iset(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE V itof(I v) { return _mm512_cvtepi32_ps(v); }
+INLINE void itranspose(I *v) {
+    I t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int h = 0; h < 2; h++) { /* lane l of v[i + j]: column 4 l + j of four rows */
+            v[i + 2 * h] = _mm512_unpacklo_epi64(t[i + h], t[i + h + 2]);
+            v[i + 2 * h + 1] = _mm512_unpackhi_epi64(t[i + h], t[i + h + 2]);
+        }
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm512_shuffle_i32x4(v[j], v[j + 4], 0x88);
+        t[j + 4] = _mm512_shuffle_i32x4(v[j], v[j + 4], 0xdd);
+        t[j + 8] = _mm512_shuffle_i32x4(v[j + 8], v[j + 12], 0x88);
+        t[j + 12] = _mm512_shuffle_i32x4(v[j + 8], v[j + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+INLINE __m128i isum4(I a, I b, I c, I d) {
+    I ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    I cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    I all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+/* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
+INLINE I round_scaled(V x, V scale) {
+    return _mm512_castps_si512(vfma(x, scale, vset(12582912.0f)));
+}
+INLINE I icodes(const uint16_t *w, V scale, const q35_dtype dtype) {
+    if (dtype == Q35_F16) {
+        I low = round_scaled(vload_as(w, 0, dtype), scale);
+        I high = round_scaled(vload_as(w, LANES, dtype), scale);
+        const I all = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)),
+                                         _mm512_cvtepi32_epi16(high), 1);
+        return all;
+    }
+    I pairs = iload(w);
+    I even = round_scaled(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), scale);
+    I odd = _mm512_and_si512(pairs, iset((int32_t)0xffff0000));
+    odd = round_scaled(_mm512_castsi512_ps(odd), scale);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+}
+INLINE uint32_t largest_bits(const uint16_t *w) {
+    const I unsign = _mm512_set1_epi16(0x7fff);
+    I most = _mm512_and_si512(iload(w), unsign);
+    for (int i = 32; i < Q35_FIXED; i += 32)
+        most = _mm512_max_epu16(most, _mm512_and_si512(iload(w + i), unsign));
+    return largest16(
+        _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1)));
+}
 
 #define FIXED_TOKENS 6 /* 6 x 4 sums + 4 rows + 1 token = 29 registers */
 #define FIXED_VECTORS 4
@@ -162,7 +218,7 @@ TARGET_END
 const q35_kernels q35_kernels_avx512 = {.name = "avx512",
                                         SIMD_MEMBERS,
                                         ELEMENTWISE_MEMBERS,
-                                        .dot_fixed = dot_fixed_avx512,
+                                        FIXED_MEMBERS(_avx512),
                                         .dot_pairs = dot_pairs_avx512,
                                         PANEL_MEMBERS(_avx512)};
 
@@ -190,7 +246,7 @@ TARGET_END
 const q35_kernels q35_kernels_avx512vnni = {.name = "avx512vnni",
                                             SIMD_MEMBERS,
                                             ELEMENTWISE_MEMBERS,
-                                            .dot_fixed = dot_fixed_avx512vnni,
+                                            FIXED_MEMBERS(_avx512vnni),
                                             .dot_pairs = dot_pairs_avx512vnni,
                                             PANEL_MEMBERS(_avx512vnni)};
 #else

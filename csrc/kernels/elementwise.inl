@@ -4,6 +4,7 @@
  *
  * Sums run over 16 independent lanes, so that a compiler may vectorize them without being allowed
  * to reorder. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -96,7 +97,8 @@ static float NAME(fix_all)(int16_t *y, const float *x, size_t n, float most) {
     float squares = sum_lanes(lane), norm = sqrtf(squares);
     /* Where no lane has more than half of the squares, no value is above norm / sqrt(2). */
     float length = most > 32767.0f && top > 0.5f * squares ? 32767.0f : most;
-    float inverse = norm > 0 ? length / norm : 0.0f;
+    /* The norm of squares below the least normal number is too rough: zeros. */
+    float inverse = squares < FLT_MIN ? 0.0f : length / norm;
     /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
     ELEMENTWISE for (size_t i = 0; i < n; i++) y[i] =
         (int16_t)float_to_bits(x[i] * inverse + 12582912.0f);

@@ -2,7 +2,8 @@
  *
  * A kernel is single-threaded, allocates nothing, keeps no state, and reads and writes exactly the
  * elements its shapes name: any size from 1 up, any row stride not smaller than the row. Strides
- * (ld*) count elements. Storage types are f32, f16 or bf16; all arithmetic is f32.
+ * (ld*) count elements. Storage types are f32, f16 or bf16; arithmetic is f32 where nothing else is
+ * said.
  *
  * Bit-identity: a result depends on the inputs of its own row and token alone, never on how many
  * rows or tokens share the call. Prefill split anywhere, decode and batches thus give the same bits
@@ -21,10 +22,11 @@
    cache. */
 #define Q35_DELTA_COLS 32
 
-/* Elements along a sum that become 16-bit integers with one factor, and rows that are packed side
-   by side for `dot_fixed`. */
+/* Fixed point: elements along a sum that become 16-bit integers with one factor, a block; rows that
+   are packed side by side for `dot_fixed`; and tokens that `dot_stored` takes. */
 #define Q35_FIXED 128
 #define Q35_FIXED_ROWS 64
+#define Q35_FIXED_FEW 4
 
 /* Convolution taps that a caller's table of row pointers has room for. */
 #define Q35_MAX_TAPS 16
@@ -44,18 +46,33 @@ typedef void q35_dot_fn(float *y, size_t ldy, const void *w, size_t ldw, const f
 typedef void q35_mix_fn(float *y, size_t ldy, const float *p, size_t ldp, const void *v, size_t ldv,
                         size_t tokens, size_t positions, size_t n);
 
-/* Fixed point: x[i] = factor[i / Q35_FIXED] y[i]. A block of y has a Euclidean norm of 46000, so
-   that by Cauchy-Schwarz no product of two blocks leaves int32, or of 32767 where a single value
-   might leave int16 otherwise. The rounding errors of a block together are thus below 1.8e-4 of its
-   norm, whatever its values are. An odd n gets one more y, 0. */
+/* Tokens in fixed point: x[i] = factor[i / Q35_FIXED] y[i]. A block of y has a Euclidean norm of
+   46000, or of 32767 where a single value might leave int16 otherwise; weights' blocks (below) one
+   of at most 2^12 sqrt(128) = 46341, so that by Cauchy-Schwarz no product of two blocks leaves
+   int32. The rounding errors of a block together are thus below 1.8e-4 of its norm, whatever its
+   values are. An odd n gets one more y, 0. */
 typedef void q35_fix_fn(int16_t *y, float *factor, const float *x, size_t n);
 
-/* dot in fixed point. w [ceil(n / 2), Q35_FIXED_ROWS, 2] packed by pairs, w_factor [ceil(n /
-   Q35_FIXED), Q35_FIXED_ROWS], of which the first `rows` count; x [tokens, n] and x_factor [tokens,
-   ceil(n / Q35_FIXED)] as `fix` makes them. NULL where f32 is as fast. */
-typedef void q35_dot_fixed_fn(float *y, size_t ldy, const int16_t *w, const float *w_factor,
-                              const int16_t *x, size_t ldx, const float *x_factor, size_t ldf,
-                              size_t rows, size_t tokens, size_t n, int add);
+/* Weights in fixed point: w[r, i] = factor[r] y[r, i]. The factor is a power of two for which the
+   largest |y| of a row is from 2^11 to 2^12: bf16 down to 1/16 of the largest stay exact. y
+   [Q35_FIXED / 2, Q35_FIXED_ROWS, 2] packed by pairs, of w [rows, n] f16 or bf16, rows at most
+   Q35_FIXED_ROWS, n at most Q35_FIXED; what is missing of either becomes zeros. */
+typedef void q35_pack_fixed_fn(int16_t *y, float *factor, q35_dtype dtype, const void *w,
+                               size_t ldw, size_t rows, size_t n);
+
+/* sum[t, r] += w_factor[r] x_factor[t] sum_i w[r, i] x[t, i], one block of all Q35_FIXED_ROWS. sum
+   [T, Q35_FIXED_ROWS], w as pack_fixed makes it, x [T, Q35_FIXED] as `fix`. The sum over i is
+   exact. */
+typedef void q35_dot_fixed_fn(float *sum, const int16_t *w, const float *w_factor, const int16_t *x,
+                              const float *x_factor, size_t T, size_t n);
+
+/* y[t, r] = (add ? y[t, r] : 0) + sum_k w[r, k] x[t, k] for T <= Q35_FIXED_FEW tokens: what
+   pack_fixed and dot_fixed give block after block, to the bit, from where w [rows, n] is stored. x
+   [blocks, ldx, Q35_FIXED] and x_factor [blocks, ldx], of which the first T tokens count; x zeros
+   beyond n. */
+typedef void q35_dot_stored_fn(float *y, size_t ldy, q35_dtype dtype, const void *w, size_t ldw,
+                               const int16_t *x, const float *x_factor, size_t ldx, size_t rows,
+                               size_t T, size_t n, int add);
 
 /* All of x [n] with one factor, which is returned: y has the given Euclidean norm, or 32767 where a
    value might leave int16 otherwise. Not written beyond n. */
@@ -102,7 +119,10 @@ typedef struct q35_kernels {
     q35_mix_fn *mix[Q35_DTYPES];
     q35_delta_fn *delta;
     q35_fix_fn *fix;
+    /* All three, or NULL where f32 is as fast. */
+    q35_pack_fixed_fn *pack_fixed;
     q35_dot_fixed_fn *dot_fixed;
+    q35_dot_stored_fn *dot_stored;
     q35_fix_all_fn *fix_all;
     q35_dot_pairs_fn *dot_pairs;
     q35_quantize_fn *quantize;

@@ -5,6 +5,7 @@
  * a register where it wants 8 of 2, and rearranging them costs half of what it saves. */
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

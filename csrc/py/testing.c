@@ -64,8 +64,9 @@ const char q35_run_kernel_doc[] =
     "  gelu_bias x[n] bias[n] | add y[n] x[n] | fix y[n] factor[blocks] x[n]\n"
     "  fix_all y[n] x[n] norm -> (factor,) | dot_pairs y[T,width] w[pairs,2 width] x[T,2 pairs]\n"
     "  x_factor[T] (w_factor[width]) add\n"
-    "  where the target has it: dot_fixed y[T,R] w[pairs,64] w_factor[blocks,32] x[T,2 pairs] "
-    "x_factor[T,blocks] n add";
+    "  where the target has it: pack_fixed y[64,128] factor[64] w[R,n] | dot_fixed sum[T,64] "
+    "w[64,128] w_factor[64]\n"
+    "  x[T,128] x_factor[T] | dot_stored y[T,R] w[R,n] x[blocks ld,128] x_factor[blocks,ld] add";
 
 PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
     Py_ssize_t given = PyTuple_GET_SIZE(args);
@@ -98,9 +99,9 @@ PyObject *q35_run_kernel(PyObject *module, PyObject *args) {
 const char q35_run_product_doc[] =
     "run_product(target, type, blocks, x, y, *, packed=True, fine=False, add=False, threads=1,\n"
     "            repeat=1) -> list[float]\n\n"
-    "y [T, rows] (+)= x [T, columns] W^T, W uint8 [rows, bytes of a row]: blocks as integers,\n"
-    "'f32', 'f16' and 'bf16' in float32; for tests and benchmarks. packed: laid out beforehand,\n"
-    "where the type is packable; fine: tokens of 16 bits. Returns the seconds of each of `repeat`\n"
+    "y [T, rows] (+)= x [T, columns] W^T, W uint8 [rows, bytes of a row]: as a model of that type\n"
+    "that is not exact; for tests and benchmarks. packed: laid out beforehand, where the type is\n"
+    "packable; fine: tokens of 16 bits, of blocks. Returns the seconds of each of `repeat`\n"
     "products, without layout.";
 
 PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -130,7 +131,7 @@ PyObject *q35_run_product(PyObject *module, PyObject *args, PyObject *kwargs) {
                     .dtype = dtype,
                     .rows = (size_t)PyArray_DIM(blocks, 0),
                     .cols = (size_t)PyArray_DIM(x, 1),
-                    .integers = dtype >= Q35_DTYPES,
+                    .integers = 1,
                     .fine = fine};
     qwen35_status status = {0};
     double *seconds = PyMem_New(double, (size_t)repeat);

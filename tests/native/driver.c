@@ -12,10 +12,24 @@
 
 #define MOST Q35_TRIAL_ARRAYS
 
-/* The part of OpenBLAS that linear.c is linked against, and that no product here needs. */
+/* The part of OpenBLAS that linear.c is linked against: c [m, n] = a [m, k] b [n, k]^T + beta c. */
+void scipy_openblas_set_num_threads(int threads);
 void scipy_openblas_set_num_threads(int threads) { (void)threads; }
-void scipy_cblas_sgemm(void);
-void scipy_cblas_sgemm(void) { abort(); }
+void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                       const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                       int ldc);
+void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                       const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                       int ldc) {
+    (void)order, (void)trans_a, (void)trans_b, (void)alpha;
+    for (size_t i = 0; i < (size_t)m; i++)
+        for (size_t j = 0; j < (size_t)n; j++) {
+            float *out = c + i * (size_t)ldc + j, sum = beta != 0 ? *out : 0;
+            for (size_t p = 0; p < (size_t)k; p++)
+                sum += a[i * (size_t)lda + p] * b[j * (size_t)ldb + p];
+            *out = sum;
+        }
+}
 
 typedef struct buffer {
     unsigned char *data, *area;
@@ -81,7 +95,7 @@ static int read_request(request *r) {
 
 /* blocks uint8 [rows, bytes of a row], x [T, cols], y [T, rows]; packed, fine, add, threads */
 static int product(request *r, qwen35_status *status) {
-    q35_dtype dtype = Q35_DTYPES;
+    q35_dtype dtype = Q35_F32;
     while (dtype < Q35_FORMATS && strcmp(q35_formats[dtype].name, r->name) != 0) dtype++;
     if (dtype == Q35_FORMATS) return q35_fail(status, Q35_ARGUMENT, "no type '%s'", r->name);
     const q35_rows *a = r->arrays;
