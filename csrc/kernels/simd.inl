@@ -329,7 +329,8 @@ static float NAME(weigh)(int16_t *y, float *factor, float *s, const float *v_fac
         squares = vfma(weight, weight, squares);
     }
     *sum = vsum(total);
-    const float length = sqrtf(vsum(squares)), inverse = length > 0 ? norm / length : 0.0f;
+    const float square = vsum(squares), length = sqrtf(square);
+    const float inverse = square < FLT_MIN ? 0.0f : norm / length; /* as fix_all */
     *factor = length / norm;
     /* Adding 1.5 * 2^23 rounds to an integer held in the low bits. */
     ELEMENTWISE for (size_t i = 0; i < all; i++) y[i] =
