@@ -8,8 +8,8 @@
 #include <string.h>
 
 /* Up to so many tokens weights become integers anew for every Q35_FIXED_FEW of them: packing costs
-   more (measured: the same time at 16 tokens). */
-#define FEW 16
+   more (measured: the same time at 8 to 12 tokens). */
+#define FEW 8
 
 int q35_is_fixed(const q35_matrix *w) {
     return w->integers && (w->dtype == Q35_F16 || w->dtype == Q35_BF16) && q35_kernel->dot_fixed;

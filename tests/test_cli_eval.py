@@ -29,12 +29,12 @@ def run_cli(text: Path, *more: str) -> int:
 
 def test_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.json"
-    more = ["--json", str(path), "--memory", "5MB", "--layers", "--quantize", "q8_0,Q4_0"]
+    more = ["--json", str(path), "--memory", "6MB", "--layers", "--quantize", "q8_0,Q4_0"]
     assert run_cli(text, *more) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert [line[:9].strip() for line in lines[1:4]] == ["tiny", "tiny q8_0", "tiny q4_0"]
-    assert lines[-1].startswith("for 4.8 MiB choose tiny q4_0: ")
+    assert lines[-1].startswith("for 5.7 MiB choose tiny q4_0: ")
     assert "mlp.down_proj" in out and "\nlayer 7 " in out and err == ""
     found = json.loads(path.read_text())
     assert [one["name"] for one in found["results"]] == ["tiny", "tiny q8_0", "tiny q4_0"]

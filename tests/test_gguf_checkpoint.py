@@ -115,7 +115,8 @@ def test_dtype_converts_what_is_not_in_blocks(tmp_path: Path) -> None:
         tensors = dict(model.tensors)
         got, want = model.logits(IDS), Reference(FIELDS, tensors).logits(IDS)
     assert tensors[f"{ROOT}layers.0.mlp.gate_proj.weight"].dtype == ml_dtypes.bfloat16
-    assert core_models.relative_error(got, want) <= 1e-4
+    # tokens in 16 bits: 2e-4 of a product, of which random layers make thirty times that
+    assert core_models.relative_error(got, want) <= 1e-2
 
 
 def test_what_is_known_without_reading_weights(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ ALWAYS void FIXED(pack)(int16_t *packed, float *factor, const uint16_t *w, size_
             const V scale = vset(FIXED(block_scale)(factor + r + i, block, dtype));
             for (size_t k = 0; k < Q35_FIXED; k += 2 * LANES) {
                 istore(codes[i] + k, icodes(block + k, scale, dtype));
-                /* Of the next block: hardware does not read ahead in so many rows. */
-                _mm_prefetch((const char *)(row + Q35_FIXED + k), _MM_HINT_T0);
+                /* Hardware does not read ahead in so many rows. */
+                _mm_prefetch((const char *)(row + 2 * Q35_FIXED + k), _MM_HINT_T1);
             }
         }
         for (size_t k = 0; k < Q35_FIXED; k += 2 * LANES) {
