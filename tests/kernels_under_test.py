@@ -99,7 +99,8 @@ class Driver:
                 raise AssertionError(f"{target} {name}: buffer {i} depends on where it lies")
             if changed != given[i]:
                 flat[i][...] = np.frombuffer(changed, flat[i].dtype)
-        results = line.split()[2:] if line.split()[1] == "2" else []
+        count = int(line.split()[1])
+        results = line.split()[2 : 2 + count]
         return tuple(map(float.fromhex, results)) or None
 
     def _ask(
