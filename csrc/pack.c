@@ -38,26 +38,22 @@ static void stored_codes(uint8_t *stored, const q35_parts *parts, q35_packing p,
     for (size_t i = 0; i < n; i++) stored[i] = index[(uint8_t)parts->code[i]];
 }
 
-/* 32 codes of one row among those of the others. */
-static void put_codes(uint8_t *x, const uint8_t *stored, q35_packing p, size_t row) {
-    if (p.bits == 8) {
-        for (size_t j = 0; j < 8; j++) memcpy(x + 64 * j + 4 * row, stored + 4 * j, 4);
+void q35_put_codes(uint8_t *x, const uint8_t *stored, size_t bits, size_t row) {
+    uint32_t step[8], high[2] = {0, 0}; /* four columns each */
+    memcpy(step, stored, sizeof step);
+    x += 4 * row;
+    if (bits == 8) {
+        for (size_t j = 0; j < 8; j++) memcpy(x + 64 * j, &step[j], 4);
         return;
     }
-    for (size_t v = 0; v < 4; v++)
-        for (size_t c = 0; c < 4; c++)
-            x[64 * v + 4 * row + c] =
-                (uint8_t)((stored[4 * v + c] & 15) | (stored[16 + 4 * v + c] & 15) << 4);
-    uint8_t *high = x + 256 + 4 * row;
-    for (size_t c = 0; c < 4 && p.bits == 5; c++) {
-        high[c] = 0;
-        for (size_t j = 0; j < 8; j++) high[c] |= (uint8_t)((stored[4 * j + c] >> 4 & 1) << j);
+    for (size_t v = 0; v < 4; v++) {
+        const uint32_t low = (step[v] & 0x0f0f0f0fu) | (step[v + 4] & 0x0f0f0f0fu) << 4;
+        memcpy(x + 64 * v, &low, 4);
     }
-    for (size_t c = 0; c < 4 && p.bits == 6; c++) {
-        high[c] = high[64 + c] = 0;
-        for (size_t j = 0; j < 8; j++)
-            high[j % 2 * 64 + c] |= (uint8_t)((stored[4 * j + c] >> 4 & 3) << j / 2 * 2);
-    }
+    for (size_t j = 0; j < 8 && bits == 5; j++) high[0] |= (step[j] >> 4 & 0x01010101u) << j;
+    for (size_t j = 0; j < 8 && bits == 6; j++)
+        high[j % 2] |= (step[j] >> 4 & 0x03030303u) << j / 2 * 2;
+    for (size_t v = 0; v + 4 < bits; v++) memcpy(x + 256 + 64 * v, &high[v], 4);
 }
 
 /* An f16, as it was: a damaged file's infinity and NaN too. */
@@ -86,7 +82,7 @@ static void put_row(uint8_t *record, const q35_record *r, q35_dtype dtype, const
         if (p.mins) record[r->mins + g * Q35_PANEL + row] = parts.min[part];
     }
     for (size_t g = 0; g < r->columns / Q35_GROUP; g++)
-        put_codes(record + r->codes + g * r->code_bytes, stored + g * Q35_GROUP, p, row);
+        q35_put_codes(record + r->codes + g * r->code_bytes, stored + g * Q35_GROUP, p.bits, row);
 }
 
 typedef struct job {

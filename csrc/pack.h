@@ -16,6 +16,9 @@ size_t q35_packed_bytes(const q35_matrix *w);
 /* Packs all rows into `packed`. Nonzero when the team was cancelled. */
 int q35_pack(q35_team *team, const q35_matrix *w, uint8_t *packed);
 
+/* Puts 32 stored codes of a row among those of its panel (kernels/panel.h). */
+void q35_put_codes(uint8_t *x, const uint8_t *stored, size_t bits, size_t row);
+
 /* The records of the p-th 16 rows of a packed matrix from column k on, a multiple of the block. */
 const uint8_t *q35_packed_at(const q35_matrix *w, size_t p, size_t k);
 

@@ -119,16 +119,10 @@ static void round_group(uint8_t *restrict code, squares *restrict sum, const flo
 static void put_group(uint8_t *record, const q35_record *r, size_t row, const float *x,
                       squares *sum) {
     const float d = half_near(extreme(x) / -32.0f);
-    uint32_t step[8], low[4], high[2] = {0, 0}; /* four columns each: panel.h */
-    uint8_t code[Q35_GROUP], *codes = record + r->codes + 4 * row;
+    uint8_t code[Q35_GROUP];
     round_group(code, sum, x, d);
     put_half(record + 2 * row, d);
-    memcpy(step, code, sizeof step);
-    for (size_t v = 0; v < 4; v++)
-        low[v] = (step[v] & 0x0f0f0f0fu) | (step[v + 4] & 0x0f0f0f0fu) << 4;
-    for (size_t j = 0; j < 8; j++) high[j % 2] |= (step[j] >> 4 & 0x03030303u) << j / 2 * 2;
-    for (size_t v = 0; v < 4; v++) memcpy(codes + 64 * v, &low[v], 4);
-    for (size_t v = 0; v < 2; v++) memcpy(codes + 256 + 64 * v, &high[v], 4);
+    q35_put_codes(record + r->codes, code, 6, row);
 }
 
 /* Of the head of this file; a thousandth of it for the rounding of what is computed with it. */
