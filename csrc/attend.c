@@ -31,24 +31,12 @@ typedef struct attend_job {
     size_t first, segments; /* split: the segments of this round */
 } attend_job;
 
-/* Sums over some positions, of rows (token, query head of the group). */
-typedef struct partial {
-    float *top;   /* [rows] largest score */
-    float *total; /* [rows] of exp(score - top) */
-    float *sum;   /* [rows, dims] of exp(score - top) v */
-} partial;
-
 typedef struct tile {
     const q35_span *span;
     size_t t0, tokens, out; /* the first token, how many, and the row of its output */
-    size_t head, group, rows, dims;
-    partial now;
-    float *q;             /* [rows, Dh], scaled by 1 / sqrt(Dh); or int16 [rows, dims] */
-    float *q_factor;      /* [rows] of the int16, 1 / sqrt(Dh) included */
-    float *scores;        /* [rows, Q35_PAGE] */
-    int16_t *weights;     /* [rows, Q35_PAGE] of V, from the scores, in fixed point */
-    float *weight_factor; /* [rows] */
-    float *wide;          /* [Q35_PAGE, Dh] K or V of a page, decoded */
+    size_t head, group;
+    q35_queries q; /* its rows: (token, query head of the group) */
+    float *wide;   /* [Q35_PAGE, Dh] K or V of a page, decoded */
 } tile;
 
 static size_t group_of(const qwen35_geometry *g) { return g->Hq / g->Hkv; }
@@ -57,129 +45,86 @@ static size_t most_rows(const qwen35_geometry *g) {
     return group_of(g) > TILE_ROWS ? group_of(g) : TILE_ROWS;
 }
 
-static size_t partial_floats(const qwen35_geometry *g, size_t rows) {
+static size_t sums_floats(const qwen35_geometry *g, size_t rows) {
     return rows * (2 + q35_kv_dims(g->Dh));
 }
 
-static partial partial_at(size_t rows, float *memory) {
-    return (partial){memory, memory + rows, memory + 2 * rows};
+static q35_sums sums_at(size_t rows, float *memory) {
+    return (q35_sums){memory, memory + rows, memory + 2 * rows};
 }
 
-/* Sets the pointers, given memory; returns the floats in all. `carried` is a second partial. */
-static size_t lay_out(tile *a, partial *carried, const qwen35_geometry *g, float *memory) {
-    const size_t rows = most_rows(g), dims = q35_kv_dims(g->Dh);
-    float *now = NULL, *before = NULL;
+/* Sets the pointers, given memory; returns the floats in all. */
+static size_t lay_out(tile *a, q35_sums *carried, const qwen35_geometry *g, float *memory) {
+    const size_t rows = most_rows(g);
+    float *queries = NULL, *sums = NULL;
     const q35_buffer parts[] = {
-        {&now, partial_floats(g, rows)},
-        {&before, partial_floats(g, rows)},
-        {&a->q, rows * dims},
-        {&a->q_factor, rows},
-        {&a->scores, rows * Q35_PAGE},
-        {&a->weights, rows * Q35_PAGE / 2},
-        {&a->weight_factor, rows},
+        {&queries, q35_queries_lay_out(&a->q, rows, NULL)},
+        {&sums, sums_floats(g, rows)},
         {&a->wide, Q35_PAGE * g->Dh},
     };
     size_t floats = q35_lay_out(parts, sizeof parts / sizeof *parts, memory);
     if (!memory) return floats;
-    a->now = partial_at(rows, now);
-    *carried = partial_at(rows, before);
+    q35_queries_lay_out(&a->q, rows, queries);
+    *carried = sums_at(rows, sums);
     return floats;
 }
 
 size_t q35_attend_worker_floats(const qwen35_geometry *g) {
-    tile a;
+    tile a = {.q.Dh = g->Dh};
     return lay_out(&a, NULL, g, NULL);
 }
 
 size_t q35_attend_floats(const qwen35_geometry *g) {
-    return (SLOTS + SPLIT_OUTPUTS) * partial_floats(g, g->Hq);
+    return (SLOTS + SPLIT_OUTPUTS) * sums_floats(g, g->Hq);
 }
 
 /* ---- one page ---- */
 
-/* K (which = 0) or V (1) of the tile's head on a page, [n, Dh] of a dense type. */
+/* K (which = 0) or V (1) of the tile's head on a page: [n, Dh] of a dense type, or int16. */
 static const void *page_rows(const attend_job *j, const tile *a, size_t page, int which, size_t n,
                              q35_dtype *type) {
     const void *rows = q35_cache_kv(a->span->cache, page, j->n, which, a->head);
     *type = j->shape->kv_dtype;
-    if (*type < Q35_DTYPES) return rows;
+    if (*type < Q35_DTYPES || *type == Q35_INT16) return rows;
     q35_decode(a->wide, *type, rows, n * j->g->Dh);
     *type = Q35_F32;
     return a->wide;
 }
 
-static void score_page(const attend_job *j, const tile *a, size_t page, size_t seen) {
-    const size_t Dh = j->g->Dh;
-    if (j->shape->kv_dtype == Q35_INT16) {
-        const void *keys = q35_cache_kv(a->span->cache, page, j->n, 0, a->head);
-        q35_kernel->dot_pairs(a->scores, Q35_PAGE, keys, Q35_PAGE, q35_kv_factors(keys, Dh),
-                              (const int16_t *)a->q, a->dims, a->q_factor, a->rows, (Dh + 1) / 2,
-                              0);
-        return;
-    }
-    q35_dtype type;
-    const void *keys = page_rows(j, a, page, 0, seen, &type);
-    q35_kernel->dot[type](a->scores, Q35_PAGE, keys, Dh, a->q, Dh, seen, a->rows, Dh, 0);
-}
-
-/* sum += weights V */
-static void mix_page(const attend_job *j, const tile *a, size_t page, size_t seen) {
-    if (j->shape->kv_dtype != Q35_INT16) {
-        q35_dtype type;
-        const void *values = page_rows(j, a, page, 1, seen, &type);
-        q35_kernel->mix[type](a->now.sum, a->dims, a->scores, Q35_PAGE, values, j->g->Dh, a->rows,
-                              seen, j->g->Dh);
-        return;
-    }
-    const int16_t *values = q35_cache_kv(a->span->cache, page, j->n, 1, a->head);
-    for (size_t k = 0; k < a->dims; k += Q35_KV_BLOCK) {
-        const size_t width = a->dims - k < Q35_KV_BLOCK ? a->dims - k : Q35_KV_BLOCK;
-        q35_kernel->dot_pairs(a->now.sum + k, a->dims, values + k * Q35_PAGE, width, NULL,
-                              a->weights, Q35_PAGE, a->weight_factor, a->rows, Q35_PAGE / 2, 1);
-    }
-}
-
-/* Scores of row r, of which it sees `mine` -> weights of V; the sums so far follow the new top. */
-static void weigh_row(const attend_job *j, const tile *a, size_t page, size_t r, size_t mine,
-                      size_t seen) {
-    const partial *p = &a->now;
-    float *scores = a->scores + r * Q35_PAGE, top, page_total;
-    if (j->shape->kv_dtype == Q35_INT16) {
-        const void *values = q35_cache_kv(a->span->cache, page, j->n, 1, a->head);
-        top = q35_kernel->weigh(a->weights + r * Q35_PAGE, &a->weight_factor[r], scores,
-                                q35_kv_factors(values, j->g->Dh), mine, Q35_PAGE, Q35_WEIGHT_NORM,
-                                p->top[r], &page_total);
-    } else {
-        top = q35_kernel->softmax_step(scores, mine, p->top[r], &page_total);
-        memset(scores + mine, 0, (seen - mine) * sizeof *scores);
-    }
-    const float shrink = top == p->top[r] ? 1.0f : expf(p->top[r] - top);
-    p->total[r] = p->total[r] * shrink + page_total;
-    p->top[r] = top;
-    if (shrink != 1.0f) q35_kernel->scale(p->sum + r * a->dims, shrink, a->dims);
-}
-
 /* Row r does not see the page. */
-static void skip_row(const tile *a, size_t r) {
-    memset(a->scores + r * Q35_PAGE, 0, Q35_PAGE * sizeof *a->scores);
-    memset(a->weights + r * Q35_PAGE, 0, Q35_PAGE * sizeof *a->weights);
-    a->weight_factor[r] = 0;
+static void skip_row(const q35_queries *q, size_t r) {
+    memset(q->scores + r * Q35_PAGE, 0, Q35_PAGE * sizeof *q->scores);
+    memset(q->weights + r * Q35_PAGE, 0, Q35_PAGE * sizeof *q->weights);
+    q->weight_factor[r] = 0;
 }
 
 /* Token t of the span sees the positions up to its own. */
 static void attend_page(const attend_job *j, const tile *a, size_t page) {
+    const q35_queries *q = &a->q;
     const size_t start = page * Q35_PAGE, first = a->span->cache->position + a->t0;
     const size_t last = first + a->tokens - 1; /* the newest position of the tile */
     const size_t seen = last - start + 1 < Q35_PAGE ? last - start + 1 : Q35_PAGE;
-    score_page(j, a, page, seen);
-    for (size_t r = 0; r < a->rows; r++) {
+    q35_dtype type;
+    const void *keys = page_rows(j, a, page, 0, seen, &type);
+    const int integers = type == Q35_INT16;
+    if (integers)
+        q35_queries_score(q, keys);
+    else
+        q35_kernel->dot[type](q->scores, Q35_PAGE, keys, q->Dh, q->x, q->Dh, seen, q->n, q->Dh, 0);
+    const void *values = page_rows(j, a, page, 1, seen, &type);
+    for (size_t r = 0; r < q->n; r++) {
         const size_t own = first + r / a->group;
         if (own < start)
-            skip_row(a, r);
+            skip_row(q, r);
         else
-            weigh_row(j, a, page, r, own - start + 1 < seen ? own - start + 1 : seen, seen);
+            q35_queries_weigh(q, r, integers ? values : NULL,
+                              own - start + 1 < seen ? own - start + 1 : seen);
     }
-    mix_page(j, a, page, seen);
+    if (integers)
+        q35_queries_mix(q, values);
+    else
+        q35_kernel->mix[type](q->now.sum, q35_kv_dims(q->Dh), q->scores, Q35_PAGE, values, q->Dh,
+                              q->n, seen, q->Dh);
 }
 
 /* ---- segments and tiles ---- */
@@ -192,25 +137,22 @@ static size_t segments_of(const tile *a) { return (pages_of(a) + SEGMENT - 1) / 
 
 static void attend_segment(const attend_job *j, const tile *a, size_t segment) {
     const size_t end = (segment + 1) * SEGMENT, pages = pages_of(a);
-    for (size_t r = 0; r < a->rows; r++) {
-        a->now.top[r] = -INFINITY;
-        a->now.total[r] = 0;
-    }
-    memset(a->now.sum, 0, a->rows * a->dims * sizeof *a->now.sum);
+    q35_sums_begin(&a->q.now, a->q.n, a->q.Dh);
     for (size_t page = segment * SEGMENT; page < end && page < pages; page++)
         attend_page(j, a, page);
 }
 
 /* carried += more, where more has seen anything. */
-static void merge(const tile *a, const partial *carried, const partial *more) {
-    for (size_t r = 0; r < a->rows; r++) {
+static void merge(const tile *a, const q35_sums *carried, const q35_sums *more) {
+    const size_t dims = q35_kv_dims(a->q.Dh);
+    for (size_t r = 0; r < a->q.n; r++) {
         if (!(more->top[r] > -INFINITY)) continue;
         const float top = carried->top[r] > more->top[r] ? carried->top[r] : more->top[r];
         const float old = expf(carried->top[r] - top), new = expf(more->top[r] - top);
-        float *sum = carried->sum + r * a->dims, *add = more->sum + r * a->dims;
-        if (old != 1.0f) q35_kernel->scale(sum, old, a->dims);
-        if (new != 1.0f) q35_kernel->scale(add, new, a->dims);
-        q35_kernel->add(sum, add, a->dims);
+        float *sum = carried->sum + r * dims, *add = more->sum + r * dims;
+        if (old != 1.0f) q35_kernel->scale(sum, old, dims);
+        if (new != 1.0f) q35_kernel->scale(add, new, dims);
+        q35_kernel->add(sum, add, dims);
         carried->total[r] = carried->total[r] * old + more->total[r] * new;
         carried->top[r] = top;
     }
@@ -229,11 +171,11 @@ static tile tile_at(const attend_job *j, size_t index) {
     tile a = {.span = span,
               .head = index % g->Hkv,
               .group = group_of(g),
-              .dims = q35_kv_dims(g->Dh),
+              .q.Dh = g->Dh,
               .t0 = span->from + number * j->tile_tokens,
               .out = span->out + number * j->tile_tokens};
     a.tokens = span->T - a.t0 < j->tile_tokens ? span->T - a.t0 : j->tile_tokens;
-    a.rows = a.tokens * a.group;
+    a.q.n = a.tokens * a.group;
     return a;
 }
 
@@ -246,24 +188,24 @@ static float *query_of(const attend_job *j, const tile *a, size_t r) {
 static void load_queries(const attend_job *j, const tile *a) {
     const size_t Dh = j->g->Dh;
     const float scale = 1.0f / sqrtf((float)Dh);
-    for (size_t r = 0; r < a->rows; r++) {
+    for (size_t r = 0; r < a->q.n; r++) {
         const float *q = query_of(j, a, r);
         if (j->shape->kv_dtype == Q35_INT16) {
-            int16_t *y = (int16_t *)a->q + r * a->dims;
+            int16_t *y = (int16_t *)a->q.x + r * q35_kv_dims(Dh);
             if (Dh % 2) y[Dh] = 0; /* half of the last pair */
-            a->q_factor[r] = scale * q35_kernel->fix_all(y, q, Dh, Q35_KV_NORM);
+            a->q.x_factor[r] = scale * q35_kernel->fix_all(y, q, Dh, Q35_KV_NORM);
             continue;
         }
-        for (size_t i = 0; i < Dh; i++) a->q[r * Dh + i] = q[i] * scale;
+        for (size_t i = 0; i < Dh; i++) ((float *)a->q.x)[r * Dh + i] = q[i] * scale;
     }
 }
 
-static void finish(const attend_job *j, const tile *a, const partial *p) {
+static void finish(const attend_job *j, const tile *a, const q35_sums *s) {
     const size_t Dh = j->g->Dh;
-    for (size_t r = 0; r < a->rows; r++) {
-        float *sum = p->sum + r * a->dims;
+    for (size_t r = 0; r < a->q.n; r++) {
+        float *sum = s->sum + r * q35_kv_dims(Dh);
         const size_t h = a->head * a->group + r % a->group;
-        q35_kernel->scale(sum, 1.0f / p->total[r], Dh);
+        q35_kernel->scale(sum, 1.0f / s->total[r], Dh);
         q35_kernel->sigmoid_mul(j->s->mix + ((a->out + r / a->group) * j->g->Hq + h) * Dh,
                                 query_of(j, a, r) + Dh, sum, Dh);
     }
@@ -272,29 +214,29 @@ static void finish(const attend_job *j, const tile *a, const partial *p) {
 static void attend_tile(void *arg, size_t index, int worker) {
     const attend_job *j = arg;
     tile a = tile_at(j, index);
-    partial carried;
+    q35_sums carried;
     lay_out(&a, &carried, j->g, j->s->worker + (size_t)worker * j->s->worker_floats);
     load_queries(j, &a);
     attend_segment(j, &a, 0);
     for (size_t segment = 1; segment < segments_of(&a); segment++) {
         if (segment == 1) {
-            partial first = a.now;
-            a.now = carried;
+            q35_sums first = a.q.now;
+            a.q.now = carried;
             carried = first;
         }
         attend_segment(j, &a, segment);
-        merge(&a, &carried, &a.now);
+        merge(&a, &carried, &a.q.now);
     }
-    finish(j, &a, segments_of(&a) > 1 ? &carried : &a.now);
+    finish(j, &a, segments_of(&a) > 1 ? &carried : &a.q.now);
 }
 
 /* ---- split: a task is one segment of a tile ---- */
 
 /* What is carried from round to round (slot 0), and what the segments of this one made. */
-static partial slot_at(const attend_job *j, const tile *a, size_t slot) {
+static q35_sums slot_at(const attend_job *j, const tile *a, size_t slot) {
     const size_t row =
         (slot * j->batch->outputs + a->out) * j->g->Hq + a->head * a->group * a->tokens;
-    return partial_at(a->rows, j->s->partials + partial_floats(j->g, row));
+    return sums_at(a->q.n, j->s->partials + sums_floats(j->g, row));
 }
 
 static void attend_one(void *arg, size_t index, int worker) {
@@ -302,9 +244,9 @@ static void attend_one(void *arg, size_t index, int worker) {
     const size_t n = j->tiles * j->g->Hkv, segment = j->first + index / n;
     tile a = tile_at(j, index % n);
     if (segment >= segments_of(&a)) return;
-    partial unused;
+    q35_sums unused;
     lay_out(&a, &unused, j->g, j->s->worker + (size_t)worker * j->s->worker_floats);
-    a.now = slot_at(j, &a, 1 + index / n);
+    a.q.now = slot_at(j, &a, 1 + index / n);
     load_queries(j, &a);
     attend_segment(j, &a, segment);
 }
@@ -314,11 +256,11 @@ static void merge_tile(void *arg, size_t index, int worker) {
     const attend_job *j = arg;
     const tile a = tile_at(j, index);
     const size_t end = segments_of(&a);
-    partial carried = slot_at(j, &a, 0);
+    q35_sums carried = slot_at(j, &a, 0);
     for (size_t segment = j->first; segment < j->first + j->segments && segment < end; segment++) {
-        partial more = slot_at(j, &a, 1 + segment - j->first);
+        q35_sums more = slot_at(j, &a, 1 + segment - j->first);
         if (segment == 0)
-            memcpy(carried.top, more.top, partial_floats(j->g, a.rows) * sizeof(float));
+            memcpy(carried.top, more.top, sums_floats(j->g, a.q.n) * sizeof(float));
         else
             merge(&a, &carried, &more);
     }

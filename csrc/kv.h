@@ -1,4 +1,4 @@
-/* How the K and V rows of one head lie on a page.
+/* How the K and V rows of one head lie on a page, and what queries make of them.
  *
  * Of a dense or block type, row after row [Q35_PAGE, Dh]. Of Q35_INT16 in fixed point, as dot_pairs
  * reads them: K [ceil(Dh / 2), Q35_PAGE, 2], pairs of dimensions with the positions side by side; V
@@ -36,5 +36,40 @@ void q35_kv_store(void *head, q35_dtype type, int which, size_t position, const 
 static inline const float *q35_kv_factors(const void *head, size_t Dh) {
     return (const float *)((const int16_t *)head + Q35_PAGE * q35_kv_dims(Dh));
 }
+
+/* Softmax of some queries over the positions that they have seen. */
+typedef struct q35_sums {
+    float *top;   /* [n] largest score */
+    float *total; /* [n] of exp(score - top) */
+    float *sum;   /* [n, q35_kv_dims(Dh)] of exp(score - top) v */
+} q35_sums;
+
+/* They have seen none. */
+void q35_sums_begin(const q35_sums *s, size_t n, size_t Dh);
+
+/* Queries of one head on their way over its pages. */
+typedef struct q35_queries {
+    size_t n, Dh;
+    q35_sums now;
+    void *x;              /* [n, Dh] f32, scaled by 1 / sqrt(Dh); or [n, q35_kv_dims(Dh)] int16 */
+    float *x_factor;      /* [n] of the int16, 1 / sqrt(Dh) included */
+    float *scores;        /* [n, Q35_PAGE] */
+    int16_t *weights;     /* [n, Q35_PAGE] of V, from the scores, in fixed point */
+    float *weight_factor; /* [n] */
+} q35_queries;
+
+/* Sets the pointers for `most` queries of Dh, given memory; returns the floats in all. */
+size_t q35_queries_lay_out(q35_queries *q, size_t most, float *memory);
+
+/* scores = x K^T, both in fixed point */
+void q35_queries_score(const q35_queries *q, const void *keys);
+
+/* Scores of query r, of which it sees the first `seen` -> weights of V, 0 behind them: of
+   `values` in fixed point; without (NULL) in f32, in place of the scores. Its sums so far follow
+   the new top. */
+void q35_queries_weigh(const q35_queries *q, size_t r, const void *values, size_t seen);
+
+/* sum += weights V, both in fixed point */
+void q35_queries_mix(const q35_queries *q, const void *values);
 
 #endif

@@ -32,15 +32,16 @@ typedef struct tower {
     q35_team *team;
     size_t rows, cols, S; /* patches of the frame */
     size_t chunk;         /* of them at a time: whole tokens, in parts of one size */
-    size_t Dh, dims;      /* head dim, and as integers take it up */
+    size_t Dh;            /* head dim */
     size_t blocks;        /* of keys */
+    size_t block_bytes;   /* of one head's keys or values */
     size_t t0, T;         /* the chunk under way */
     const q35_vision_block *block;
     const q35_merger *merger;
     size_t norm_width; /* of the merger under way: D, or of DeepStack's M */
     float *x;          /* [S, D] residual stream */
-    /* [H, blocks] of q35_kv_bytes, in fixed point; or f32, keys transposed so that a block of
-       scores is a mix: [H, blocks, Dh, KEYS] and [H, blocks, KEYS, Dh]. */
+    /* [H, blocks] as kv.h says, in fixed point; or f32, keys transposed so that a block of scores
+       is a mix: [Dh, KEYS] and [KEYS, Dh]. */
     int integers;
     void *keys, *values;
     float *cosine, *sine; /* [max(rows, cols), Dh / 4] */
@@ -83,11 +84,10 @@ int q35_vision_check(const qwen35_vision_geometry *g, qwen35_status *status) {
 static size_t lay_out(tower *v, int threads, float *memory) {
     const qwen35_vision_geometry *g = v->g;
     const size_t D = g->D, m2 = g->merge * g->merge, T = v->chunk;
-    const size_t quarter = v->Dh / 4,
-                 head = v->integers ? q35_kv_bytes(Q35_INT16, v->Dh) / 4 : KEYS * v->Dh;
-    const size_t kv = v->blocks * g->H * head;
+    const size_t quarter = v->Dh / 4, kv = v->blocks * g->H * v->block_bytes / sizeof(float);
     const size_t widest = max(max(m2 * D, g->F), v->w->patch.cols);
-    v->worker_floats = QUERIES * (v->Dh + 2 * v->dims + 2 * KEYS + 4);
+    q35_queries q = {.Dh = v->Dh};
+    v->worker_floats = q35_queries_lay_out(&q, QUERIES, NULL);
     const q35_buffer parts[] = {
         {&v->x, v->S * D},
         {&v->keys, kv},
@@ -206,18 +206,21 @@ static void rotate_head(const tower *v, float *x, const float *bias, size_t row,
     }
 }
 
+/* A head's block of keys or values. */
+static void *block_at(const tower *v, const void *all, size_t head, size_t block) {
+    return (char *)all + (head * v->blocks + block) * v->block_bytes;
+}
+
 /* One head's key and value of patch s to where the whole frame finds them. */
 static void store(const tower *v, size_t head, size_t s, const float *key, const float *value) {
-    const size_t Dh = v->Dh, block = head * v->blocks + s / KEYS, at = s % KEYS;
-    if (v->integers) {
-        const size_t offset = block * q35_kv_bytes(Q35_INT16, Dh);
-        q35_kv_store((char *)v->keys + offset, Q35_INT16, 0, at, key, Dh);
-        q35_kv_store((char *)v->values + offset, Q35_INT16, 1, at, value, Dh);
-        return;
-    }
-    float *keys = (float *)v->keys + block * Dh * KEYS + at;
-    for (size_t i = 0; i < Dh; i++) keys[i * KEYS] = key[i];
-    memcpy((float *)v->values + (block * KEYS + at) * Dh, value, Dh * sizeof *value);
+    const q35_dtype type = v->integers ? Q35_INT16 : Q35_F32;
+    const size_t at = s % KEYS;
+    float *keys = block_at(v, v->keys, head, s / KEYS);
+    q35_kv_store(block_at(v, v->values, head, s / KEYS), type, 1, at, value, v->Dh);
+    if (v->integers)
+        q35_kv_store(keys, type, 0, at, key, v->Dh);
+    else
+        for (size_t i = 0; i < v->Dh; i++) keys[i * KEYS + at] = key[i];
 }
 
 /* Task: biases, rotation, and keys and values from proj [T, 2 D] to their blocks. */
@@ -238,102 +241,58 @@ static void store_keys(void *arg, size_t index, int worker) {
     }
 }
 
-/* Some queries of one head on their way through the blocks of keys. */
-typedef struct tile {
-    size_t head, n;
-    float *q;       /* [n, Dh] scaled by 1 / sqrt(Dh) */
-    float *sum;     /* [n, dims] of exp(score - top) value */
-    float *scores;  /* [n, KEYS] */
-    float *top;     /* [n] running maximum */
-    float *total;   /* [n] of exp(score - top) */
-    int16_t *fixed; /* [n, dims] q, and of what factor [n] */
-    float *factor;
-    int16_t *weights; /* [n, KEYS] of the values, and of what factor [n] */
-    float *weight_factor;
-} tile;
-
-/* A query's sums so far, after a block with a new maximum and weights of `total`. */
-static void follow(const tower *v, const tile *a, size_t t, float top, float total) {
-    const float shrink = top == a->top[t] ? 1.0f : expf(a->top[t] - top);
-    a->total[t] = a->total[t] * shrink + total;
-    a->top[t] = top;
-    if (shrink != 1.0f) q35_kernel->scale(a->sum + t * v->dims, shrink, v->dims);
+/* Some queries of one head, rotated, from proj + t0 D. */
+static void load_queries(const tower *v, const q35_queries *q, size_t head, size_t t0) {
+    const size_t D = v->g->D, Dh = v->Dh;
+    const float scale = 1.0f / sqrtf((float)Dh);
+    for (size_t t = 0; t < q->n; t++) {
+        float *x = v->proj + (t0 + t) * D + head * Dh;
+        size_t row, col;
+        locate(v, v->t0 + t0 + t, &row, &col);
+        rotate_head(v, x, v->block->qkv_bias + head * Dh, row, col);
+        q35_kernel->scale(x, scale, Dh);
+        if (v->integers)
+            q->x_factor[t] =
+                q35_kernel->fix_all((int16_t *)q->x + t * q35_kv_dims(Dh), x, Dh, Q35_KV_NORM);
+        else
+            memcpy((float *)q->x + t * Dh, x, Dh * sizeof *x);
+    }
 }
 
-/* Scores and weights of one block of keys in f32. */
-static void attend_floats(const tower *v, const tile *a, size_t b, size_t seen) {
-    const size_t Dh = v->Dh, offset = (a->head * v->blocks + b) * KEYS * Dh;
-    const float *keys = (float *)v->keys + offset, *values = (float *)v->values + offset;
-    memset(a->scores, 0, a->n * KEYS * sizeof *a->scores);
-    q35_kernel->mix[Q35_F32](a->scores, KEYS, a->q, Dh, keys, KEYS, a->n, Dh, seen);
-    for (size_t t = 0; t < a->n; t++) {
-        float total;
-        float top = q35_kernel->softmax_step(a->scores + t * KEYS, seen, a->top[t], &total);
-        follow(v, a, t, top, total);
+/* The queries against one block of keys, of which there are `seen`. */
+static void attend_block(const tower *v, const q35_queries *q, const void *keys, const void *values,
+                         size_t seen) {
+    const size_t Dh = q->Dh;
+    if (v->integers) {
+        q35_queries_score(q, keys);
+    } else {
+        memset(q->scores, 0, q->n * KEYS * sizeof *q->scores);
+        q35_kernel->mix[Q35_F32](q->scores, KEYS, q->x, Dh, keys, KEYS, q->n, Dh, seen);
     }
-    q35_kernel->mix[Q35_F32](a->sum, v->dims, a->scores, KEYS, values, Dh, a->n, seen, Dh);
-}
-
-/* In fixed point, as attend.c does. */
-static void attend_integers(const tower *v, const tile *a, size_t b, size_t seen) {
-    const size_t Dh = v->Dh, offset = (a->head * v->blocks + b) * q35_kv_bytes(Q35_INT16, Dh);
-    const int16_t *keys = (const void *)((char *)v->keys + offset);
-    const int16_t *values = (const void *)((char *)v->values + offset);
-    const float *factors = q35_kv_factors(values, Dh);
-    q35_kernel->dot_pairs(a->scores, KEYS, keys, KEYS, q35_kv_factors(keys, Dh), a->fixed, v->dims,
-                          a->factor, a->n, Dh / 2, 0);
-    for (size_t t = 0; t < a->n; t++) {
-        float total;
-        float top =
-            q35_kernel->weigh(a->weights + t * KEYS, &a->weight_factor[t], a->scores + t * KEYS,
-                              factors, seen, KEYS, Q35_WEIGHT_NORM, a->top[t], &total);
-        follow(v, a, t, top, total);
-    }
-    for (size_t k = 0; k < v->dims; k += Q35_KV_BLOCK)
-        q35_kernel->dot_pairs(a->sum + k, v->dims, values + k * KEYS,
-                              min(Q35_KV_BLOCK, v->dims - k), NULL, a->weights, KEYS,
-                              a->weight_factor, a->n, KEYS / 2, 1);
+    for (size_t t = 0; t < q->n; t++) q35_queries_weigh(q, t, v->integers ? values : NULL, seen);
+    if (v->integers)
+        q35_queries_mix(q, values);
+    else
+        q35_kernel->mix[Q35_F32](q->now.sum, q35_kv_dims(Dh), q->scores, KEYS, values, Dh, q->n,
+                                 seen, Dh);
 }
 
 /* Task: some queries of one head against the whole frame. */
 static void attend(void *arg, size_t index, int worker) {
     const tower *v = arg;
-    const size_t D = v->g->D, Dh = v->Dh, tiles = (v->T + QUERIES - 1) / QUERIES;
-    const float scale = 1.0f / sqrtf((float)Dh);
-    const size_t t0 = index % tiles * QUERIES;
-    tile a = {.head = index / tiles, .n = min(QUERIES, v->T - t0)};
-    a.q = v->worker + (size_t)worker * v->worker_floats;
-    a.sum = a.q + QUERIES * Dh;
-    a.scores = a.sum + QUERIES * v->dims;
-    a.top = a.scores + QUERIES * KEYS;
-    a.total = a.top + QUERIES;
-    a.factor = a.total + QUERIES;
-    a.weight_factor = a.factor + QUERIES;
-    a.fixed = (int16_t *)(void *)(a.weight_factor + QUERIES);
-    a.weights = a.fixed + QUERIES * v->dims;
-    for (size_t t = 0; t < a.n; t++) {
-        size_t row, col;
-        locate(v, v->t0 + t0 + t, &row, &col);
-        memcpy(a.q + t * Dh, v->proj + (t0 + t) * D + a.head * Dh, Dh * sizeof *a.q);
-        rotate_head(v, a.q + t * Dh, v->block->qkv_bias + a.head * Dh, row, col);
-        q35_kernel->scale(a.q + t * Dh, scale, Dh);
-        if (v->integers)
-            a.factor[t] = q35_kernel->fix_all(a.fixed + t * v->dims, a.q + t * Dh, Dh, Q35_KV_NORM);
-        a.top[t] = -INFINITY;
-        a.total[t] = 0;
-    }
-    memset(a.sum, 0, a.n * v->dims * sizeof *a.sum);
-    for (size_t b = 0; b < v->blocks; b++) {
-        const size_t seen = min(KEYS, v->S - b * KEYS);
-        if (v->integers)
-            attend_integers(v, &a, b, seen);
-        else
-            attend_floats(v, &a, b, seen);
-    }
-    for (size_t t = 0; t < a.n; t++) {
-        float *sum = a.sum + t * v->dims;
-        q35_kernel->scale(sum, 1.0f / a.total[t], Dh);
-        memcpy(v->mix + (t0 + t) * D + a.head * Dh, sum, Dh * sizeof *sum);
+    const size_t Dh = v->Dh, tiles = (v->T + QUERIES - 1) / QUERIES;
+    const size_t head = index / tiles, t0 = index % tiles * QUERIES;
+    q35_queries q = {.n = min(QUERIES, v->T - t0), .Dh = Dh};
+    q35_queries_lay_out(&q, QUERIES, v->worker + (size_t)worker * v->worker_floats);
+    load_queries(v, &q, head, t0);
+    q35_sums_begin(&q.now, q.n, Dh);
+    for (size_t b = 0; b < v->blocks; b++)
+        attend_block(v, &q, block_at(v, v->keys, head, b), block_at(v, v->values, head, b),
+                     min(KEYS, v->S - b * KEYS));
+    for (size_t t = 0; t < q.n; t++) {
+        float *sum = q.now.sum + t * q35_kv_dims(Dh);
+        q35_kernel->scale(sum, 1.0f / q.now.total[t], Dh);
+        memcpy(v->mix + (t0 + t) * v->g->D + head * Dh, sum, Dh * sizeof *sum);
     }
 }
 
@@ -477,11 +436,11 @@ int q35_vision_encode(q35_team *team, const qwen35_vision_geometry *g,
     tower v = {.g = g, .w = weights, .team = team, .rows = grid[1], .cols = grid[2]};
     v.S = grid[1] * grid[2];
     v.Dh = g->D / g->H;
-    v.dims = q35_kv_dims(v.Dh);
     v.blocks = (v.S + KEYS - 1) / KEYS;
     size_t m2 = g->merge * g->merge, tokens = v.S / m2, parts = (v.S + CHUNK - 1) / CHUNK;
     v.chunk = (tokens + parts - 1) / parts * m2;
     v.integers = !g->exact && weights->blocks->qkv.dtype != Q35_F32 && q35_kernel->dot_fixed;
+    v.block_bytes = q35_kv_bytes(v.integers ? Q35_INT16 : Q35_F32, v.Dh);
     size_t floats = lay_out(&v, team->threads, NULL);
     float *memory = q35_alloc(floats, sizeof *memory, "vision tower", status);
     if (!memory) return status->code;
