@@ -217,17 +217,12 @@ static void attend_tile(void *arg, size_t index, int worker) {
     q35_sums carried;
     lay_out(&a, &carried, j->g, j->s->worker + (size_t)worker * j->s->worker_floats);
     load_queries(j, &a);
-    attend_segment(j, &a, 0);
-    for (size_t segment = 1; segment < segments_of(&a); segment++) {
-        if (segment == 1) {
-            q35_sums first = a.q.now;
-            a.q.now = carried;
-            carried = first;
-        }
+    q35_sums_begin(&carried, a.q.n, a.q.Dh);
+    for (size_t segment = 0; segment < segments_of(&a); segment++) {
         attend_segment(j, &a, segment);
         merge(&a, &carried, &a.q.now);
     }
-    finish(j, &a, segments_of(&a) > 1 ? &carried : &a.q.now);
+    finish(j, &a, &carried);
 }
 
 /* ---- split: a task is one segment of a tile ---- */
@@ -256,13 +251,11 @@ static void merge_tile(void *arg, size_t index, int worker) {
     const attend_job *j = arg;
     const tile a = tile_at(j, index);
     const size_t end = segments_of(&a);
-    q35_sums carried = slot_at(j, &a, 0);
+    const q35_sums carried = slot_at(j, &a, 0);
+    if (j->first == 0) q35_sums_begin(&carried, a.q.n, a.q.Dh);
     for (size_t segment = j->first; segment < j->first + j->segments && segment < end; segment++) {
-        q35_sums more = slot_at(j, &a, 1 + segment - j->first);
-        if (segment == 0)
-            memcpy(carried.top, more.top, sums_floats(j->g, a.q.n) * sizeof(float));
-        else
-            merge(&a, &carried, &more);
+        const q35_sums more = slot_at(j, &a, 1 + segment - j->first);
+        merge(&a, &carried, &more);
     }
     if (j->first < end && end <= j->first + j->segments) finish(j, &a, &carried);
 }
