@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
+from .dtypes import DTYPES, KV_DTYPES
 from .errors import Error
-
-KV_DTYPES = ("auto", "int16", "float32", "float16", "bfloat16", "q8_0")
 
 COMMANDS = {
     "run": ("cli_run", "answer one prompt"),
@@ -109,7 +108,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--context", type=int, help="tokens a conversation can hold")
     group.add_argument("--threads", type=int, help="threads that compute")
-    group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    group.add_argument("--dtype", default="auto", choices=DTYPES)
     group.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="of the K/V cache")
     group.add_argument("--offline", action="store_true", help="use the hub's cache alone")
     add_traceback(parser)

@@ -20,7 +20,8 @@ from collections import Counter
 from typing import Any
 
 from .blocks import stored_type
-from .cli import KV_DTYPES, add_traceback
+from .cli import add_traceback
+from .dtypes import KV_DTYPES
 
 BYTES = ("weights", "of them mapped", "K/V per token", "K/V", "state", "scratch", "screen", "total")
 BYTES += ("available",)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .blocks import Blocks, PackedBlocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import Config
+from .dtypes import DTYPES, KV_DTYPES, SHORT_KV_DTYPES
 from .errors import ModelFormatError
 from .fields import nearest
 from .load_progress import LoadProgress, Report, reporting
@@ -41,9 +42,6 @@ __all__ = ["Checkpoint", "default_threads", "load", "open_checkpoint", "thread_r
 
 MAX_CONTEXT = 2**31 - 1
 MAX_THREADS = 1024
-DTYPES = ("auto", "float32", "bfloat16")
-KV_DTYPES = ("auto", "int16", "float32", "float16", "bfloat16", "q8_0")
-SHORT_KV_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
