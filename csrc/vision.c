@@ -7,8 +7,9 @@
  *
  * All is f32, but where weights are bf16 and the caller allows it: then the linear layers multiply
  * in fixed point (fixed.h; those of f16 too), and so do the two products of attention, keys and
- * values lying as the text model's do (kv.h). That is twice as fast; features stay within about
- * 2e-5 of the largest. */
+ * values lying as the text model's do (kv.h). That is twice as fast; features of a random tower of
+ * 0.8B's size stay within 4e-4 of the largest, 6e-4 for an image of one colour, which is the linear
+ * layers' doing: attention in f32 leaves them there. */
 #include "vision.h"
 
 #include <math.h>

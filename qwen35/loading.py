@@ -73,9 +73,9 @@ def load(
         it and stay as they are, and tokens meet the numbers that blocks stand for); in all others
         matrices of blocks are laid out anew in memory and multiplied as integers by tokens in 8
         bits, 16 where it shows (KL below 1e-4 nats), and those of bf16 and f16 in 16-bit fixed
-        point where the processor does so faster (KL below 1e-6), of the vision tower too (features
-        within 4e-4 of the largest, its attention in bfloat16 included). "bfloat16" converts weights
-        stored otherwise, rounding to nearest even.
+        point where the processor does so faster (KL below 1e-6), of the vision tower too, with its
+        attention (features within 6e-4 of the largest). "bfloat16" converts weights stored
+        otherwise, rounding to nearest even.
     quantize: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", ...: matrices that are larger become such
         blocks in memory (`quantize.RECIPES`). A GGUF file so made loads faster.
     context: tokens a session holds, refused where weights and K/V do not fit memory; default the

@@ -83,9 +83,8 @@ def test_stored_types_are_exact(dtype: str) -> None:
 
 @pytest.mark.parametrize("grid", [(2, 6, 4), (1, 26, 24), (1, 38, 42)])
 def test_rounded_products(grid: tuple[int, int, int]) -> None:
-    """bf16 weights without exact=True: fixed point is off by up to 1.8e-4 of a block's norm; in
-    large frames attention's factors are bf16, off by 2^-9 of themselves, where it averages out over
-    the keys. The bound is about twice what was seen.
+    """bf16 weights without exact=True: fixed point is off by up to 1.8e-4 of a block's norm, in
+    attention by less. The bound is a quarter above what was seen.
     """
     fields, tensors = seeing(deep=[2, 1], dtype="bfloat16", hidden_size=60)
     pixels = noise(grid)
