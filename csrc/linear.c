@@ -48,6 +48,11 @@ static road road_of(const q35_matrix *w) {
     return w->integers ? PANELS : DECODED;
 }
 
+/* Of a matrix of blocks: whether tokens have 16 bits. */
+static int wants_fine(const q35_matrix *w) {
+    return w->fine || (q35_kernel->words && (!w->packed || q35_is_wide(q35_packing_of(w->dtype))));
+}
+
 /* Memory of one call: first what f32 products need, then what integers do. */
 typedef struct room {
     float *wide;             /* [threads, WIDE_ROWS, cols] of a block type, or [PANEL_ROWS, cols] */
@@ -67,15 +72,15 @@ static size_t lay_out(room *at, size_t cols, size_t T, size_t threads, int panel
     size_t bytes = (cols + 3) / 4, panel_T = panels ? T : 0;
     size_t groups = cols / Q35_GROUP * (sizeof(q35_token_group) / sizeof(float));
     size_t fixed_T = q35_kernel->dot_fixed ? T : 0;
-    at->coarse = at->fine = (q35_tokens){.T = T, .columns = cols};
+    at->coarse = (q35_tokens){.T = T, .columns = cols};
+    at->fine = (q35_tokens){.T = T, .columns = cols, .fine = 1};
     at->fixed = (q35_fixed_tokens){.T = T, .cols = cols};
     at->sum_tokens = panels ? T : min(T, Q35_FIXED_TOKENS);
     const q35_buffer parts[] = {
         {&at->wide, q35_kernel->blas_tokens && panel > wide ? panel : wide},
         {&at->coarse.q, panel_T * bytes},
         {&at->coarse.group, panel_T * groups},
-        {&at->fine.q, panel_T * bytes},
-        {&at->fine.low, panel_T * bytes},
+        {&at->fine.q, 2 * panel_T * bytes},
         {&at->fine.group, panel_T * groups},
         {&at->panel, panel_T ? threads * sizeof(q35_panel) / sizeof(float) : 0},
         {&at->fixed.code, fixed_T * q35_fixed_blocks(cols) * Q35_FIXED / 2},
@@ -137,7 +142,7 @@ static void multiply_decoded(const job *j, const q35_product *product, size_t r,
    way of `panel`. */
 static void multiply_panel(const job *j, const q35_matrix *w, size_t p, size_t k, size_t n,
                            float *y, size_t ld, q35_panel *panel) {
-    const q35_tokens *tokens = w->fine ? &j->at.fine : &j->at.coarse;
+    const q35_tokens *tokens = wants_fine(w) ? &j->at.fine : &j->at.coarse;
     if (w->packed) {
         q35_kernel->dot_packed(y, ld, k > 0, w->dtype, q35_packed_at(w, p, k), tokens, k, n);
         return;
@@ -293,8 +298,8 @@ int q35_linear(q35_team *team, const q35_product *products, size_t n, const floa
     job j = {.products = rest, .x = x, .ldx = ldx, .T = T, .cols = cols, .add = add};
     for (size_t p = 0; p < n; p++) {
         const road way = road_of(products[p].w);
-        j.fine |= way == PANELS && products[p].w->fine;
-        j.coarse |= way == PANELS && !products[p].w->fine;
+        j.fine |= way == PANELS && wants_fine(products[p].w);
+        j.coarse |= way == PANELS && !wants_fine(products[p].w);
         j.fixed |= way == FIXED;
     }
     lay_out(&j.at, cols, T, (size_t)team->threads, j.coarse || j.fine, memory);

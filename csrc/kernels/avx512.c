@@ -77,7 +77,12 @@ INLINE I ipair(const void *p) {
     memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
 }
-INLINE I idot(I acc, I a, I b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+/* As in avx2.c. */
+INLINE I hold(I v) {
+    __asm__("" : "+v"(v));
+    return v;
+}
+INLINE I idot(I acc, I a, I b) { return hold(_mm512_add_epi32(acc, _mm512_madd_epi16(a, b))); }
 INLINE I iset(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE V itof(I v) { return _mm512_cvtepi32_ps(v); }
 INLINE void itranspose(I *v) {
@@ -150,11 +155,10 @@ typedef struct even_odd {
     I even, odd;
 } even_odd;
 
-INLINE even_odd split_bytes(I v) {
+INLINE even_odd isplit(I v, const int wide) {
+    if (!wide)
+        return (even_odd){_mm512_and_si512(v, _mm512_set1_epi16(255)), _mm512_srli_epi16(v, 8)};
     return (even_odd){_mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8), _mm512_srai_epi16(v, 8)};
-}
-INLINE I dot_bytes(I acc, even_odd w, even_odd x) {
-    return idot(idot(acc, w.even, x.even), w.odd, x.odd);
 }
 INLINE float largest32(const float *x) {
     return _mm512_reduce_max_ps(
@@ -190,28 +194,28 @@ INLINE I ilevels(I codes) {
     const I levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)q35_iq4_levels));
     return _mm512_shuffle_epi8(levels, codes);
 }
-/* Products of bytes by way of int16: where w has at most 6 bits four of them fit, 4 x 63 x 128. */
-INLINE I dot_two(I acc, I w, I x, I v, I z, const int bits) {
-    if (bits == 8)
-        return dot_bytes(dot_bytes(acc, split_bytes(w), split_bytes(x)), split_bytes(v),
-                         split_bytes(z));
-    I pairs = _mm512_add_epi16(_mm512_maddubs_epi16(w, x), _mm512_maddubs_epi16(v, z));
-    return idot(acc, pairs, _mm512_set1_epi16(1));
+/* With a w of 4 bits two products are at most 2 x 15 x 128: those of 8 steps fit int16, or of 4
+   with 5 bits, or of 2 with 6. */
+INLINE I iadd_bytes(I acc, I w, I x) {
+    return hold(_mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)));
 }
+INLINE I irun(I acc, I run) { return idot(acc, run, _mm512_set1_epi16(1)); }
 
 #define PANEL(op) op##_avx512
 #define PANEL_TOKENS 4 /* 4 sums of each kind, 2 of rows and of a token, products and masks */
 #define PANEL_FINE 4
 #define PANEL_APART 1
 #define PANEL_SIGNED 1
-#define idot8 dot_two
+#define PANEL_WORDS 1
+#define PANEL_RUN(bits) ((bits) == 4 ? 8 : (bits) == 5 ? 4 : 2)
 #include "panel.inl"
 #undef PANEL
 #undef PANEL_TOKENS
 #undef PANEL_FINE
 #undef PANEL_APART
 #undef PANEL_SIGNED
-#undef idot8
+#undef PANEL_WORDS
+#undef PANEL_RUN
 
 TARGET_END
 
@@ -237,6 +241,7 @@ TARGET_BEGIN("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
 #define PANEL_FINE 8   /* 8 integer sums more */
 #define PANEL_APART 0
 #define PANEL_SIGNED 0
+#define PANEL_WORDS 0
 #define idot8(acc, w, x, v, z, bits) \
     ((void)(bits), _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w, x), v, z))
 #include "panel.inl"

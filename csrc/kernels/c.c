@@ -203,6 +203,7 @@ static inline int32_t round16_twice(int8_t *q, int8_t *low, const float *x, floa
 #define PANEL(op) op##_c
 #define PANEL_TOKENS 1
 #define PANEL_FINE 1
+#define PANEL_WORDS 0
 #include "quantize.inl"
 
 /* 32 columns of a record as they are multiplied. */
@@ -218,13 +219,13 @@ static inline void unpack_codes(int8_t *codes, const uint8_t *low, q35_packing p
         }
 }
 
-/* acc[r] += sum of the products of one group */
+/* acc[r] += sum of the products of one group; `next` bytes from four columns of x to the next */
 static inline void multiply_group(int32_t acc[Q35_PANEL], const int8_t *codes, const int8_t *x,
-                                  size_t columns) {
+                                  size_t columns, size_t next) {
     for (size_t j = 0; j < columns / 4; j++)
         for (size_t r = 0; r < Q35_PANEL; r++)
             for (size_t c = 0; c < 4; c++)
-                acc[r] += codes[(j * Q35_PANEL + r) * 4 + c] * x[4 * j + c];
+                acc[r] += codes[(j * Q35_PANEL + r) * 4 + c] * x[next * j + c];
 }
 
 /* sum [T, 16] += one group, columns k .. k + n of the tokens */
@@ -235,11 +236,12 @@ static inline void add_group(float *sum, size_t ld, const int8_t *codes, const f
         const q35_token_group *f = x->group + at / Q35_GROUP;
         const float half = -f->scale * (float)f->less[k % Q35_GROUP / Q35_PART];
         int32_t acc[Q35_PANEL] = {0};
-        multiply_group(acc, codes, x->q + at, n);
-        if (x->low) {
+        if (x->fine) {
+            multiply_group(acc, codes, x->q + 2 * at, n, 8);
             for (size_t r = 0; r < Q35_PANEL; r++) acc[r] *= 256;
-            multiply_group(acc, codes, x->low + at, n);
-        }
+            multiply_group(acc, codes, x->q + 2 * at + 4, n, 8);
+        } else
+            multiply_group(acc, codes, x->q + at, n, 4);
         for (size_t r = 0; r < Q35_PANEL; r++) {
             sum[t * ld + r] += (float)acc[r] * (scale[r] * f->scale);
             if (min) sum[t * ld + r] += min[r] * (n == Q35_GROUP ? f->sum : half);

@@ -125,6 +125,9 @@ typedef struct q35_kernels {
     q35_dot_stored_fn *dot_stored;
     q35_fix_all_fn *fix_all;
     q35_dot_pairs_fn *dot_pairs;
+    /* Whether bytes are multiplied as words: then tokens of 16 bits cost signed bytes (q35_is_wide)
+       no more than those of 8, and these meet no others. */
+    int words;
     q35_quantize_fn *quantize;
     q35_dot_packed_fn *dot_packed;
     q35_dot_panel_fn *dot_panel;

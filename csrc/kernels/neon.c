@@ -172,6 +172,7 @@ INLINE I idot(I acc, I a, I b) {
 #define PANEL_FINE 2
 #define PANEL_APART 1
 #define PANEL_SIGNED 1
+#define PANEL_WORDS 0
 #define idot8 dot_two
 #include "panel.inl"
 #undef PANEL

@@ -29,13 +29,17 @@ typedef struct q35_token_group {
     int32_t less[3]; /* sums of the integers of each half, and of both, negated */
 } q35_token_group;
 
-/* Tokens as integers: of 8 bits, q; or of 16 where `low` is not NULL, 256 q + low. Those that a
+/* Tokens as integers: of 8 bits, |q| <= 127; or `fine` ones of 16, 256 q + low. Those that a
    target's kernels multiply together lie interleaved: of each in turn four columns, and one group.
    Such tiles follow each other: as many of the target's size as there are, then smaller ones. */
 typedef struct q35_tokens {
-    int8_t *q, *low;        /* [tiles, columns / 4, tokens of the tile, 4], |q| <= 127 */
+    /* [tiles, columns / 4, tokens of the tile, 4], of fine tokens [.., 2, tokens of the tile, 4]: q
+       and low. Where the target multiplies words they are int16 [.., tokens of the tile, 4], of
+       which columns 0, 2, 1, 3 are next to each other. */
+    int8_t *q;
     q35_token_group *group; /* [tiles, columns / 32, tokens of the tile] */
     size_t T, columns;      /* a multiple of 32 */
+    int fine;
 } q35_tokens;
 
 /* Tokens of the tile that token t is in, a power of two up to `most`; *first is its first. */
@@ -90,6 +94,9 @@ static inline q35_packing q35_packing_of(q35_dtype dtype) {
     }
 }
 
+/* Whether codes are signed bytes when they are multiplied. */
+static inline int q35_is_wide(q35_packing p) { return p.bits == 8 || p.leveled; }
+
 /* 16 rows, some columns of them. */
 typedef struct q35_panel {
     int8_t codes[Q35_PIECE * Q35_PANEL];
@@ -114,7 +121,8 @@ static inline q35_record q35_record_of(q35_packing p) {
 }
 
 /* The table's members that a target with these kernels fills. */
-#define PANEL_MEMBERS(suffix) \
-    .quantize = quantize##suffix, .dot_panel = dot_panel##suffix, .dot_packed = dot_packed##suffix
+#define PANEL_MEMBERS(suffix)                                                             \
+    .words = words##suffix, .quantize = quantize##suffix, .dot_panel = dot_panel##suffix, \
+    .dot_packed = dot_packed##suffix
 
 #endif
