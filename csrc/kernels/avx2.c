@@ -222,6 +222,7 @@ INLINE I irun(I acc, I run) { return idot(acc, run, _mm256_set1_epi16(1)); }
 #define PANEL_RUN(bits) ((bits) == 4 ? 8 : (bits) == 5 ? 4 : 2)
 #include "panel.inl"
 #undef PANEL
+#undef PANEL_FINE
 #undef PANEL_SIGNED
 #undef PANEL_WORDS
 #undef PANEL_RUN
@@ -252,6 +253,7 @@ TARGET_BEGIN("avxvnni,avx2,fma,f16c,bmi2")
 #include "pairs.inl"
 
 #define PANEL(op) op##_avx2vnni
+#define PANEL_FINE 2 /* with two sums each */
 #define PANEL_SIGNED 0
 #define PANEL_WORDS 0
 #define idot8(acc, w, x, v, z, bits) \
