@@ -18,6 +18,7 @@
 #define TILE_ROWS 96    /* (token, query head) pairs of one tile at most: whole register tiles */
 #define LEAST_ROWS 24   /* where there would be few tiles */
 #define TILES_EACH 3    /* tiles for each thread are enough to share them out */
+#define FEW_ROWS 16     /* that wait for memory */
 #define SPLIT_OUTPUTS 8 /* at most, of a call whose segments are tasks */
 #define SLOTS 64        /* partial sums of one output, each over a segment */
 
@@ -91,6 +92,14 @@ static const void *page_rows(const attend_job *j, const tile *a, size_t page, in
     return a->wide;
 }
 
+/* Asks for K (which = 0) or V (1) of a page before its turn: few rows wait for memory, and read it
+   in an order that the processor does not foresee. */
+static void ask_ahead(const attend_job *j, const tile *a, size_t page, int which) {
+    if (a->q.n > FEW_ROWS || page >= a->span->cache->n_pages) return;
+    const char *rows = q35_cache_kv(a->span->cache, page, j->n, which, a->head);
+    for (size_t i = 0; i < j->shape->head_bytes; i += 64) __builtin_prefetch(rows + i);
+}
+
 /* Row r does not see the page. */
 static void skip_row(const q35_queries *q, size_t r) {
     memset(q->scores + r * Q35_PAGE, 0, Q35_PAGE * sizeof *q->scores);
@@ -105,6 +114,7 @@ static void attend_page(const attend_job *j, const tile *a, size_t page) {
     const size_t last = first + a->tokens - 1; /* the newest position of the tile */
     const size_t seen = last - start + 1 < Q35_PAGE ? last - start + 1 : Q35_PAGE;
     q35_dtype type;
+    ask_ahead(j, a, page, 1);
     const void *keys = page_rows(j, a, page, 0, seen, &type);
     const int integers = type == Q35_INT16;
     if (integers)
@@ -120,6 +130,7 @@ static void attend_page(const attend_job *j, const tile *a, size_t page) {
             q35_queries_weigh(q, r, integers ? values : NULL,
                               own - start + 1 < seen ? own - start + 1 : seen);
     }
+    ask_ahead(j, a, page + 1, 0);
     if (integers)
         q35_queries_mix(q, values);
     else
