@@ -220,8 +220,9 @@ ALWAYS void PANEL(store_sums)(float *y, size_t ld, V sum[PANEL_TOKENS][PARTS], c
 
 /* ---- from packed records ---- */
 
-/* What comes a little later, for memory would wait while several tokens are multiplied or codes
-   of six bits put together. Where it is read without a pause the processor guesses better. */
+/* What comes a little later, for memory would wait while several tokens are multiplied, codes of
+   six bits put together, or bytes multiplied as words. Where it is read without a pause the
+   processor guesses better. */
 ALWAYS void PANEL(ask_ahead)(const uint8_t *codes, const size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + AHEAD + i);
 }
@@ -240,7 +241,8 @@ ALWAYS void PANEL(packed_group)(V sum[PANEL_TOKENS][PARTS], const uint8_t *recor
     const q35_record r = q35_record_of(p);
     const size_t column = g * p.group / Q35_GROUP * Q35_GROUP;
     const uint8_t *codes = record + r.codes + column / Q35_GROUP * r.code_bytes;
-    if (!apart && first == 0 && (T >= 4 || p.bits == 6)) PANEL(ask_ahead)(codes, r.code_bytes);
+    const int slow = T >= 4 || p.bits == 6 || PANEL_WORDS;
+    if (!apart && first == 0 && slow) PANEL(ask_ahead)(codes, r.code_bytes);
     const int8_t *scales = (const int8_t *)record + r.scales + g * Q35_PANEL;
     const int8_t *mins = (const int8_t *)record + r.mins + g * Q35_PANEL; /* below 64 */
     V scale[PARTS], min[PARTS];
