@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """README's table of speed and the roofline picture, from the files that the benchmarks write.
 
-    python benchmarks/readme_table.py benchmarks/results/*.json
+    python benchmarks/readme_table.py benchmarks/results/*.json benchmarks/results/avx2/*.json
+
+A table for each instruction set, the picture for the first.
 
 bench_peers.py gives the rows against other engines, bench_growth.py those of growth,
 bench_kernels.py and bench_peers.py the points of the picture. The block of README.md between
@@ -53,37 +55,53 @@ def growth_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """What stands beside the figures."""
-    peers = ", ".join(machine.get("peers", {}).values())
+def span(machines: Sequence[dict[str, Any]], what: str) -> str:
+    """The least and the largest of some machines' figures."""
+    figures = [machine[what] for machine in machines if machine.get(what)]
+    return " to ".join(f"{figure:g}" for figure in sorted({min(figures), max(figures)}))
+
+
+def machine_line(machines: Sequence[dict[str, Any]]) -> str:
+    """What stands beside the figures of runs with one instruction set."""
+    first = machines[0]
+    peers = {peer: None for machine in machines for peer in machine.get("peers", {}).values()}
     parts = [
-        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores",
-        machine["isa"],
-        f"commit {machine['commit']}",
-        f"reads {machine['read_GB_per_s']} GB/s",
+        f"{first['cpu']}, {first['threads']} threads of {first['cores']} cores",
+        f"`{first['isa']}`",
+        "commit " + ", ".join({machine["commit"]: None for machine in machines}),
+        f"reads {span(machines, 'read_GB_per_s')} GB/s",
     ]
-    if machine.get("int8_Gop_per_s"):
-        parts.append(f"int8 peak {machine['int8_Gop_per_s']} Gop/s")
-        parts.append(f"float32 peak {machine['float32_Gop_per_s']}")
-    return "; ".join([*parts, *([peers] if peers else [])])
+    if first.get("int8_Gop_per_s"):
+        parts.append(f"int8 peak {span(machines, 'int8_Gop_per_s')} Gop/s")
+        parts.append(f"float32 peak {span(machines, 'float32_Gop_per_s')}")
+    return "; ".join([*parts, *peers]) + "."
+
+
+def by_isa(files: Files) -> list[list[dict[str, Any]]]:
+    """The files of each instruction set, in the order in which they are given."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for found in files:
+        groups.setdefault(found["machine"]["isa"], []).append(found)
+    return list(groups.values())
 
 
 def block(files: Files, picture: str | None) -> str:
     """What stands between the markers."""
-    peers = [found for found in files if found["kind"] == "peers"]
-    growth = [found for found in files if found["kind"] == "growth"]
     parts = []
-    if peers:
-        machines = {machine_line(found["machine"]): None for found in peers}
-        note = (
+    for group in by_isa(files):
+        peers = [found for found in group if found["kind"] == "peers"]
+        if peers:
+            parts.append(machine_line([found["machine"] for found in peers]))
+            head = f"| file | what, tokens/s | qwen35 | {PEER} | ratio | of the machine's limit |"
+            lines = [line for found in peers for line in peer_lines(found)]
+            parts.append("\n".join([head, "|---|---|---:|---:|---:|---:|", *lines]))
+        growth = [found for found in group if found["kind"] == "growth"]
+        parts += ["\n".join(growth_lines(found)) for found in growth]
+    if any(found["kind"] == "peers" for found in files):
+        parts.append(
             "The limit is the int8 peak for prefill, the read bandwidth for decoding "
             "(`python benchmarks/bench_peers.py FILE`)."
         )
-        parts.append("\n".join([*(f"{line}." for line in machines), note]))
-        head = f"| file | what, tokens/s | qwen35 | {PEER} | ratio | of the machine's limit |"
-        lines = [line for found in peers for line in peer_lines(found)]
-        parts.append("\n".join([head, "|---|---|---:|---:|---:|---:|", *lines]))
-    parts += ["\n".join(growth_lines(found)) for found in growth]
     if picture:
         parts.append(f"![operations a second by operations per byte]({picture})")
     return "\n\n".join(parts)
@@ -122,10 +140,10 @@ def points(files: Files) -> list[dict[str, Any]]:
 
 
 def draw(files: Files, path: Path) -> None:
-    """The machine's roofs and the points under them."""
+    """The machine's roofs and the points under them, of the first instruction set."""
     from matplotlib.figure import Figure
 
-    machine, shown = files[0]["machine"], points(files)
+    machine, shown = files[0]["machine"], points(by_isa(files)[0])
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     low, high = min(p["x"] for p in shown) / 2, max(p["x"] for p in shown) * 2

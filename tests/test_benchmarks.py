@@ -116,7 +116,13 @@ def test_readme_block_is_written_once_and_again(tmp_path: Path) -> None:
     )
     text = module.block([peers(tmp_path), growth], "r.png")
     assert "| m.gguf | decode at 990 | 25 | 15 | 2 | 30% |" in text
-    assert "| prefill | 0.5 | 0.5 |" in text and "](r.png)" in text and "int8 peak 100.0" in text
+    assert (
+        "| prefill | 0.5 | 0.5 |" in text and "](r.png)" in text and "int8 peak 100 Gop/s" in text
+    )
+    other = peers(tmp_path)
+    other["machine"] = {**other["machine"], "isa": "avx2", "int8_Gop_per_s": 50.0}
+    both = module.block([peers(tmp_path), other, growth], "r.png")
+    assert both.count("| file |") == 2 and "int8 peak 50 Gop/s" in both  # a table for each
     once = module.rewritten("# x\n\n## Measured\n\nrest\n", text)
     assert module.rewritten(once, text) == once
     assert once.endswith("rest\n") and once.count(module.BEGIN) == 1
