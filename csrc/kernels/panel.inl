@@ -152,7 +152,7 @@ ALWAYS void PANEL(sums)(I acc[PANEL_TOKENS][PARTS], const uint8_t *codes, const 
             low[t][c] = PANEL(mend)(own + t, offset, first, p);
             acc[t][c] = fine ? izero() : low[t][c];
         }
-    for (int j = first; j < first + p.group / 4; j += 2) {
+    UNROLLED for (int j = first; j < first + p.group / 4; j += 2) {
         I w[PARTS], v[PARTS];
         for (int c = 0; c < PARTS; c++) {
             w[c] = PANEL(code)(codes, j, c, p, apart);
