@@ -33,6 +33,9 @@ void q35_cpu_detect(q35_cpu *cpu) {
                   __builtin_cpu_supports("avx512dq");
     cpu->avx512vnni = cpu->avx512 && __builtin_cpu_supports("avx512vnni");
     cpu->avx512bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");
+#ifdef Q35_TEST_EMULATED
+    cpu->avxvnni = cpu->avx512 = cpu->avx512vnni = cpu->avx2;
+#endif
 #ifdef Q35_TEST_AVXVNNI
     cpu->avxvnni = cpu->avx512vnni; /* avx2.c is encoded for it then */
 #endif

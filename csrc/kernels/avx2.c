@@ -85,7 +85,7 @@ INLINE I ipair(const void *p) {
 /* Compilers add up products in another order than that written, and have not the registers for it.
  */
 INLINE I hold(I v) {
-    __asm__("" : "+x"(v));
+    IN_REGISTER(v);
     return v;
 }
 INLINE I idot(I acc, I a, I b) { return hold(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b))); }

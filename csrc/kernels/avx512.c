@@ -79,7 +79,7 @@ INLINE I ipair(const void *p) {
 }
 /* As in avx2.c. */
 INLINE I hold(I v) {
-    __asm__("" : "+v"(v));
+    IN_REGISTER(v);
     return v;
 }
 INLINE I idot(I acc, I a, I b) { return hold(_mm512_add_epi32(acc, _mm512_madd_epi16(a, b))); }

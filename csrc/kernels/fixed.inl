@@ -89,7 +89,7 @@ ALWAYS void FIXED(tile)(float *sum, const int16_t *w, const float *w_factor, con
     }
     /* Registers change hands here, or compilers move them about in the loop above. */
     for (int t = 0; t < T; t++)
-        for (int c = 0; c < FIXED_VECTORS; c++) __asm__("" : "+v"(acc[t][c]));
+        for (int c = 0; c < FIXED_VECTORS; c++) IN_REGISTER(acc[t][c]);
     for (int t = 0; t < T; t++)
         for (int c = 0; c < FIXED_VECTORS; c++) {
             float *out = sum + (size_t)t * Q35_FIXED_ROWS + c * LANES;

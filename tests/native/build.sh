@@ -6,6 +6,10 @@ cd "$(dirname "$0")/../.."
 compiler=$1 output=$2
 shift 2
 needed="trial screen linear fixed pack weights formats formats_iq mem status cpu threads"
-# shellcheck disable=SC2086
-$compiler -std=c11 -D_GNU_SOURCE -O3 -pthread -fno-math-errno -fno-trapping-math "$@" -o "$output" \
-    tests/native/driver.c $(printf 'csrc/%s.c ' $needed) csrc/kernels/*.c -lm
+objects=$(mktemp -d)
+trap 'rm -r "$objects"' EXIT
+# shellcheck disable=SC2016,SC2086
+printf '%s\n' csrc/kernels/*.c tests/native/driver.c $(printf 'csrc/%s.c ' $needed) |
+    xargs -P "$(nproc)" -I{} sh -c '"$@" -c {} -o "$0/$(basename {}).o"' "$objects" \
+        $compiler -std=c11 -D_GNU_SOURCE -O3 -pthread -fno-math-errno -fno-trapping-math "$@"
+$compiler -pthread "$@" -o "$output" "$objects"/*.o -lm
