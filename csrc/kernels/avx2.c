@@ -82,13 +82,11 @@ INLINE I ipair(const void *p) {
     memcpy(&pair, p, sizeof pair);
     return _mm256_set1_epi32(pair);
 }
-/* Compilers add up products in another order than that written, and have not the registers for it.
- */
-INLINE I hold(I v) {
-    IN_REGISTER(v);
-    return v;
+INLINE I idot(I acc, I a, I b) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+    IN_REGISTER(acc);
+    return acc;
 }
-INLINE I idot(I acc, I a, I b) { return hold(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b))); }
 INLINE V itof(I v) { return _mm256_cvtepi32_ps(v); }
 INLINE void itranspose(I *v) {
     I t[8];
@@ -207,14 +205,14 @@ INLINE I ilevels(I codes) {
 /* With a w of 4 bits two products are at most 2 x 15 x 128: those of 8 steps fit int16, or of 4
    with 5 bits, or of 2 with 6. */
 INLINE I iadd_bytes(I acc, I w, I x) {
-    return hold(_mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)));
+    acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
+    IN_REGISTER(acc);
+    return acc;
 }
 INLINE I irun(I acc, I run) { return idot(acc, run, _mm256_set1_epi16(1)); }
 
 #define PANEL(op) op##_avx2
-#define PANEL_TOKENS                                                            \
-    4 /* 4 x 2 sums, 4 of rows, a token and a product; numbers of f32 in memory \
-       */
+#define PANEL_TOKENS 4 /* 4 x 2 sums, 4 of rows, a token and a product; f32 in memory */
 #define PANEL_FINE 4
 #define PANEL_APART 1
 #define PANEL_SIGNED 1

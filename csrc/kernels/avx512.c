@@ -77,12 +77,11 @@ INLINE I ipair(const void *p) {
     memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
 }
-/* As in avx2.c. */
-INLINE I hold(I v) {
-    IN_REGISTER(v);
-    return v;
+INLINE I idot(I acc, I a, I b) {
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+    IN_REGISTER(acc);
+    return acc;
 }
-INLINE I idot(I acc, I a, I b) { return hold(_mm512_add_epi32(acc, _mm512_madd_epi16(a, b))); }
 INLINE I iset(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE V itof(I v) { return _mm512_cvtepi32_ps(v); }
 INLINE void itranspose(I *v) {
@@ -197,7 +196,9 @@ INLINE I ilevels(I codes) {
 /* With a w of 4 bits two products are at most 2 x 15 x 128: those of 8 steps fit int16, or of 4
    with 5 bits, or of 2 with 6. */
 INLINE I iadd_bytes(I acc, I w, I x) {
-    return hold(_mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)));
+    acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x));
+    IN_REGISTER(acc);
+    return acc;
 }
 INLINE I irun(I acc, I run) { return idot(acc, run, _mm512_set1_epi16(1)); }
 

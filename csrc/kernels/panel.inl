@@ -108,8 +108,7 @@ ALWAYS even_odd PANEL(code_words)(const uint8_t *x, const int j, const int c, co
         const uint8_t *words = x + 128 * j + c * 8 * LANES;
         return (even_odd){iload(words), iload(words + 4 * LANES)};
     }
-    I code = PANEL(stored)(x, j, c, p.bits);
-    if (p.leveled) code = ilevels(code);
+    I code = PANEL(code)(x, j, c, p, 0);
     if (p.offset) code = isub8(code, iset8((char)p.offset));
     return isplit(code, q35_is_wide(p) || p.offset);
 }

@@ -24,10 +24,8 @@ static inline void PANEL(put_fine)(int8_t *y, const int8_t *q, const int8_t *low
         memcpy(y + 2 * i * n, four, sizeof four);
     }
 #else
-    for (size_t i = 0; i < Q35_PART; i += 4) {
-        memcpy(y + 2 * i * n, q + i, 4);
-        memcpy(y + 2 * i * n + 4 * n, low + i, 4);
-    }
+    PANEL(put)(y, q, 2 * n);
+    PANEL(put)(y + 4 * n, low, 2 * n);
 #endif
 }
 
