@@ -140,10 +140,10 @@ def points(files: Files) -> list[dict[str, Any]]:
 
 
 def draw(files: Files, path: Path) -> None:
-    """The machine's roofs and the points under them, of the first instruction set."""
+    """The machine's roofs and the points under them."""
     from matplotlib.figure import Figure
 
-    machine, shown = files[0]["machine"], points(by_isa(files)[0])
+    machine, shown = files[0]["machine"], points(files)
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     low, high = min(p["x"] for p in shown) / 2, max(p["x"] for p in shown) * 2
@@ -183,10 +183,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=HOME / "benchmarks/results/roofline.png")
     options = parser.parse_args()
     files = [harness.read(path) for path in options.files]
-    picture = None
-    if points(files):
+    picture, first = None, by_isa(files)[0]
+    if points(first):
         options.picture.parent.mkdir(parents=True, exist_ok=True)
-        draw(files, options.picture)
+        draw(first, options.picture)
         if options.picture.is_relative_to(options.readme.parent):
             picture = options.picture.relative_to(options.readme.parent).as_posix()
     text = block(files, picture)
